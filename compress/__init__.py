@@ -1,0 +1,55 @@
+"""Make transformer, vision and speech checkpoints smaller, and train ones that stay healthy.
+
+`import compress` brings in neither torch nor transformers: names are resolved when first used.
+It does register the checkpoint format with transformers (at once where transformers is loaded,
+else when it is), so that plain `AutoModel….from_pretrained` opens edited checkpoints.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from compress.checkpoints import hook as _hook
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "load": "compress.checkpoints.save",
+    "save": "compress.checkpoints.save",
+    "alpha_prune": "compress.sparsity.command",
+    "inspect": "compress.spectra.inspect",
+    "evaluate": "compress.evaluation.evaluate",
+    "export": "compress.checkpoints.export",
+    "report": "compress.reports.compare",
+    "demo": "compress.demo",
+    "doctor": "compress.doctor",
+}
+_ROOMS = {
+    "calibration",
+    "checkpoints",
+    "data",
+    "errors",
+    "evaluation",
+    "numerics",
+    "reports",
+    "sparsity",
+    "spectra",
+}
+
+__all__ = ["__version__", *_LAZY]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401  (any public object)
+    if name in _ROOMS:
+        return importlib.import_module(f"compress.{name}")
+    if name not in _LAZY:
+        raise AttributeError(f"module `compress` has no attribute `{name}`")
+    return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY, *_ROOMS})
+
+
+_hook.install()

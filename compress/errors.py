@@ -1,0 +1,53 @@
+"""The errors a user sees: what went wrong, where, and the remedy beside it.
+
+Imports nothing, so every room may use it. The command line prints `message` and `hint` and
+exits with `code`; a traceback appears only with --debug.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class CompressError(Exception):
+    """An error with its remedy.
+
+    Args:
+        message: one line: what, where (module, file, option), the value seen and the one needed.
+        hint: what to do about it, usually the next command to type.
+    """
+
+    code = 3
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class RequestError(CompressError):
+    """The request can't be served: an option, model, plan or data set is wrong (exit code 2)."""
+
+    code = 2
+
+
+class RunError(CompressError):
+    """The run failed part-way: memory, disk, a statistic that isn't finite (exit code 3)."""
+
+    code = 3
+
+
+def near_names(name: str, known: Iterable[str], listed: int = 12) -> str:
+    """Return a hint for a misspelt name: the nearest known one, then the known ones.
+
+    Args:
+        name: what the user wrote.
+        known: the names that would have been right.
+        listed: how many known names are spelt out at most.
+    """
+    names = sorted(set(known))
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    head = f"did you mean `{near[0]}`? " if near else ""
+    more = f", … ({len(names)} in all)" if len(names) > listed else ""
+    return f"{head}All: {', '.join(names[:listed])}{more}"
