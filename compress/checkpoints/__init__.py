@@ -1,0 +1,1 @@
+"""Checkpoints: open, read their anatomy, walk them block by block, edit, save, export."""

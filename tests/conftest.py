@@ -1,0 +1,34 @@
+"""What every test shares: no network, one thread, and the two places where real models lie."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+
+
+@pytest.fixture(scope="session")
+def assets() -> Path:
+    """The directory of real models and texts that COMPRESS_ASSETS names, or a skip."""
+    named = os.environ.get("COMPRESS_ASSETS")
+    if not named or not Path(named).is_dir():
+        pytest.skip("COMPRESS_ASSETS names no directory of real models and texts")
+    return Path(named)
+
+
+@pytest.fixture(scope="session")
+def demo_model() -> Path:
+    """The small trained Llama that the package ships."""
+    path = Path(__file__).resolve().parent.parent / "calib_data" / "tiny-llama"
+    if not (path / "config.json").is_file():
+        pytest.skip("calib_data/tiny-llama has not been trained in this checkout")
+    return path
