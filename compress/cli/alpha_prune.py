@@ -1,0 +1,216 @@
+"""The door of `compress alpha-prune`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from compress.cli import options as opt
+from compress.cli.options import option
+from compress.cli.session import session
+
+REMOVE = opt.options(
+    option(
+        "--sparsity",
+        type=float,
+        heading="What to remove",
+        metavar="S",
+        help="fraction of the weights in the blocks  [default: 0.6]",
+    ),
+    option(
+        "--method",
+        default="wanda",
+        show_default=True,
+        heading="What to remove",
+        metavar="NAME",
+        help="magnitude, wanda, sparsegpt",
+    ),
+    option(
+        "--pattern",
+        metavar="N:M",
+        heading="What to remove",
+        help="keep N of every M consecutive weights, e.g. 2:4",
+    ),
+    option(
+        "--skip",
+        multiple=True,
+        metavar="GLOB",
+        heading="What to remove",
+        help="modules to leave alone; repeatable",
+    ),
+)
+SPREAD = opt.options(
+    option(
+        "--allocation",
+        metavar="NAME",
+        heading="How much from which layer",
+        help="alpha, uniform, owl  [default: alpha; uniform with --pattern]",
+    ),
+    option(
+        "--metric",
+        default="alpha_peak",
+        show_default=True,
+        metavar="NAME",
+        heading="How much from which layer",
+        help="shape metric of the spectra; `compress inspect` shows all",
+    ),
+    option(
+        "--epsilon",
+        type=float,
+        default=0.3,
+        show_default=True,
+        metavar="E",
+        heading="How much from which layer",
+        help="spread of the shares: from 1-E to 1+E times S",
+    ),
+    option(
+        "--granularity",
+        default="block",
+        show_default=True,
+        metavar="NAME",
+        heading="How much from which layer",
+        help="one share per block or per matrix",
+    ),
+    option(
+        "--min-sparsity",
+        type=float,
+        default=0.0,
+        show_default=True,
+        metavar="S",
+        heading="How much from which layer",
+        help="least share of a matrix",
+    ),
+    option(
+        "--max-sparsity",
+        type=float,
+        default=0.99,
+        show_default=True,
+        metavar="S",
+        heading="How much from which layer",
+        help="greatest share of a matrix",
+    ),
+    option(
+        "--owl-multiple",
+        type=float,
+        default=5.0,
+        show_default=True,
+        metavar="M",
+        heading="How much from which layer",
+        help="owl: an outlier is M times the mean score",
+    ),
+    option(
+        "--owl-spread",
+        type=float,
+        default=0.08,
+        show_default=True,
+        metavar="L",
+        heading="How much from which layer",
+        help="owl: shares stay within S-2L and S+2L",
+    ),
+    option(
+        "--esd-exact",
+        is_flag=True,
+        heading="How much from which layer",
+        help="fp64 singular values, several times slower",
+    ),
+)
+CALIBRATION = opt.options(
+    option(
+        "--calib",
+        default="c4",
+        show_default=True,
+        metavar="DATA",
+        heading="Calibration",
+        help="corpus name or file; `demo` is the shipped one",
+    ),
+    option(
+        "--samples",
+        type=int,
+        default=128,
+        show_default=True,
+        metavar="N",
+        heading="Calibration",
+        help="sequences",
+    ),
+    option(
+        "--seqlen",
+        type=int,
+        metavar="L",
+        heading="Calibration",
+        help="tokens a sequence  [default: 2048 or the model's limit]",
+    ),
+    option(
+        "--batch-size",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        metavar="N",
+        heading="Calibration",
+        help="sequences run at once",
+    ),
+    option(
+        "--propagate",
+        default="pruned",
+        show_default=True,
+        metavar="NAME",
+        heading="Calibration",
+        help="what later blocks see: pruned, dense, true-sequential",
+    ),
+    option(
+        "--damp",
+        type=float,
+        default=0.01,
+        show_default=True,
+        metavar="D",
+        heading="Calibration",
+        help="sparsegpt: damping, times the mean diagonal",
+    ),
+    option(
+        "--block-size",
+        type=click.IntRange(min=1),
+        default=128,
+        show_default=True,
+        metavar="N",
+        heading="Calibration",
+        help="sparsegpt: columns decided together",
+    ),
+)
+PLAN = opt.options(
+    option(
+        "--plan", type=click.Path(), metavar="FILE", help="use this plan instead of an allocation"
+    ),
+    option("--plan-out", type=click.Path(), metavar="FILE", help="also save the plan here"),
+    option("--dry-run", is_flag=True, help="stop after the plan and print it"),
+)
+
+
+@click.command("alpha-prune", cls=opt.Command)
+@click.argument("model")
+@opt.OUTPUT
+@REMOVE
+@SPREAD
+@CALIBRATION
+@opt.EVALUATION
+@PLAN
+@opt.RESUME
+@opt.SEED
+@opt.DEVICE
+@opt.DTYPE
+@opt.CONFIG
+@opt.SOURCE
+@opt.SAY
+def command(model: str, as_json: bool, quiet: bool, **given: Any) -> None:
+    """Zero the least useful weights of MODEL, more in layers whose spectra say
+    they are under-trained, and write a checkpoint that from_pretrained loads.
+
+    Example: compress alpha-prune ./llama-1b -o ./llama-1b-s60 --sparsity 0.6
+
+    Zeros alone don't make inference faster or the files smaller: see --pattern.
+    Needs about 2 forward passes over the calibration set (none with magnitude).
+    """
+    with session(as_json, quiet) as out:
+        from compress.sparsity.command import alpha_prune
+
+        result = alpha_prune(model, progress=out.progress, say=out.say, **given)
+        out.result(result.as_dict(), result.render())

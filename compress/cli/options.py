@@ -1,0 +1,201 @@
+"""Options that mean the same wherever they appear, and how a command's help is laid out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from compress.errors import RequestError, near_names
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Option(click.Option):
+    """An option that stands under a heading of its own in the help."""
+
+    def __init__(self, *args: Any, heading: str = "Run", **kwargs: Any) -> None:
+        self.heading = heading
+        super().__init__(*args, **kwargs)
+
+
+class Command(click.Command):
+    """A command whose help shows its options under headings, in the order they were declared."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, a section per heading."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                sections.setdefault(getattr(param, "heading", "Run"), []).append(record)
+        for heading, records in sections.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; --debug is read by the entry point, not by the command."""
+        ctx.params.pop("debug", None)
+        return super().invoke(ctx)
+
+
+def option(*names: str, heading: str = "Run", **kwargs: Any) -> Callable[[F], F]:
+    """`click.option` with a heading."""
+    return click.option(*names, cls=Option, heading=heading, **kwargs)
+
+
+def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
+    """Several option decorators as one, in reading order."""
+
+    def decorate(function: F) -> F:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return decorate
+
+
+def comma_list(ctx: click.Context, param: click.Parameter, value: Any) -> tuple[str, ...]:
+    """Split `a,b` and repeated options into one tuple."""
+    values = value if isinstance(value, (tuple, list)) else (value,)
+    return tuple(part for v in values if v for part in str(v).split(",") if part)
+
+
+def _read_config(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    """Make the options of a YAML file the defaults of this call; the command line wins."""
+    if value is None:
+        return
+    import yaml
+
+    path = Path(value)
+    try:
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RequestError(f"`--config {value}`: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        place = getattr(error, "problem_mark", None)
+        where = f":{place.line + 1}" if place else ""
+        raise RequestError(f"`{value}{where}` isn't YAML that can be read") from error
+    if not isinstance(given, dict):
+        raise RequestError(f"`{value}`: options as `name: value` lines are needed")
+    known = {p.name: p for p in ctx.command.params if p.name}
+    defaults = {}
+    for key, setting in given.items():
+        name = str(key).lstrip("-").replace("-", "_")
+        if name not in known or name == "config":
+            raise RequestError(
+                f"`{value}`: `{key}` isn't an option of {ctx.command.name}",
+                near_names(str(key), (n.replace("_", "-") for n in known if n != "config")),
+            )
+        target = known[name]
+        if target.multiple and not isinstance(setting, list):
+            setting = [setting]
+        elif not target.multiple and isinstance(setting, list):
+            setting = ",".join(map(str, setting))
+        defaults[name] = setting
+    ctx.default_map = {**(ctx.default_map or {}), **defaults}
+
+
+OUTPUT = options(
+    option(
+        "-o",
+        "--output",
+        type=click.Path(),
+        metavar="OUT",
+        help="new directory; appears only when complete",
+    ),
+    option("--overwrite", is_flag=True, help="replace OUT at the end, never before"),
+)
+RESUME = option("--resume", is_flag=True, help="go on from an interrupted run's journal")
+CONFIG = option(
+    "--config",
+    type=click.Path(),
+    metavar="FILE",
+    is_eager=True,
+    expose_value=False,
+    callback=_read_config,
+    help="YAML with any of these options; the command line wins",
+)
+SAY = options(
+    option(
+        "--json", "as_json", is_flag=True, help="print the result as JSON on stdout, nothing else"
+    ),
+    option("--quiet", is_flag=True, help="no bars, no tables; errors only"),
+    option("--debug", is_flag=True, help="show a traceback on errors"),
+)
+SEED = option(
+    "--seed", type=int, default=0, show_default=True, help="every random choice comes from it"
+)
+DEVICE = option(
+    "--device", default="auto", show_default=True, metavar="NAME", help="cpu, cuda, cuda:1, mps"
+)
+DTYPE = option(
+    "--dtype",
+    default="auto",
+    show_default=True,
+    metavar="NAME",
+    help="of the weights in OUT: float32, bfloat16, float16; auto keeps the one on disk",
+)
+SOURCE = options(
+    option("--revision", metavar="REV", heading="Model", help="branch, tag or commit on the Hub"),
+    option("--token", metavar="TOKEN", heading="Model", envvar="HF_TOKEN", help="Hub access token"),
+    option(
+        "--trust-remote-code",
+        is_flag=True,
+        heading="Model",
+        help="run Python files that come with MODEL (they can do anything)",
+    ),
+)
+EVALUATION = options(
+    option(
+        "--ppl",
+        multiple=True,
+        callback=comma_list,
+        metavar="DATA,…",
+        heading="Evaluation",
+        help="perplexity on these texts",
+    ),
+    option(
+        "--tasks",
+        multiple=True,
+        callback=comma_list,
+        metavar="TASK,…",
+        heading="Evaluation",
+        help="lm-eval tasks",
+    ),
+    option(
+        "--task-dir",
+        "task_dirs",
+        multiple=True,
+        type=click.Path(),
+        metavar="DIR",
+        heading="Evaluation",
+        help="directory of your own task YAMLs; repeatable",
+    ),
+    option(
+        "--limit",
+        type=click.IntRange(min=1),
+        metavar="N",
+        heading="Evaluation",
+        help="at most N examples a task and N windows a text",
+    ),
+    option(
+        "--speed", is_flag=True, heading="Evaluation", help="prefill and decode speed, peak memory"
+    ),
+    option(
+        "--stride",
+        type=click.IntRange(min=1),
+        metavar="N",
+        heading="Evaluation",
+        help="windows overlap and advance by N tokens  [default: no overlap]",
+    ),
+    option(
+        "--eval-seqlen",
+        type=click.IntRange(min=2),
+        metavar="L",
+        heading="Evaluation",
+        help="window of the perplexity  [default: 2048 or the model's limit]",
+    ),
+)

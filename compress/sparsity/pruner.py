@@ -1,0 +1,211 @@
+"""The class that the walk calls: collects what a method needs and prunes one block at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from compress.calibration.statistics import ColumnNorms, Gram
+from compress.checkpoints.anatomy import Block, Matrix
+from compress.checkpoints.walk import BlockWeights
+from compress.errors import RequestError
+from compress.sparsity.allocators import OWL_MULTIPLE, outlier_share
+from compress.sparsity.masks import magnitude_mask, nm_mask, wanda_mask_counts, wanda_score
+from compress.sparsity.sparsegpt import sparsegpt
+
+STREAM = "pruned"
+METHODS = {
+    "magnitude": "smallest |weight| of the matrix; needs no data",
+    "wanda": "smallest |weight| x input norm of each output row",
+    "sparsegpt": "second-order choice and update, column blocks of 128",
+}
+TRUE_SEQUENTIAL = (
+    ("q", "k", "v", "qkv"),
+    ("o",),
+    ("gate", "up", "gate_up", "fc1"),
+    ("down", "fc2"),
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What one matrix loses.
+
+    Attributes:
+        zeros: exact number of weights to remove.
+        pattern: (N, M) to keep N of every M consecutive inputs, or None.
+    """
+
+    zeros: int
+    pattern: tuple[int, int] | None = None
+
+
+@dataclass
+class InputStatistics:
+    """The statistics of the inputs that several matrices may share (q, k and v do).
+
+    The walk hands matrices that read one tensor the same tensor object, so each batch is
+    accumulated once, whoever asks.
+    """
+
+    make: type[ColumnNorms] | type[Gram]
+    values: dict[str, ColumnNorms | Gram] = field(default_factory=dict)
+    _last: dict[int, tuple[Tensor, ColumnNorms | Gram]] = field(default_factory=dict)
+
+    def add(self, name: str, inputs: Tensor) -> None:
+        """Account `inputs` [rows, in] to matrix `name`."""
+        shared = self._last.get(id(inputs))
+        if shared is not None and shared[0] is inputs:
+            self.values.setdefault(name, shared[1])
+            return
+        own = self.values.get(name)
+        if own is None:
+            own = self.values[name] = self.make(inputs.shape[-1], name=name, device=inputs.device)
+        own.add(inputs)
+        # Only the newest input of each statistic is kept, so at most one batch is held alive.
+        self._last = {k: v for k, v in self._last.items() if v[1] is not own}
+        self._last[id(inputs)] = (inputs, own)
+
+    def get(self, name: str) -> Tensor | None:
+        """The finished statistic of `name`, or None where no token reached it."""
+        found = self.values.get(name)
+        return None if found is None else found.value()
+
+    def clear(self) -> None:
+        """Forget everything: a block is done."""
+        self.values.clear()
+        self._last.clear()
+
+
+class Pruner:
+    """Prunes each planned matrix of a block by one method.
+
+    Args:
+        targets: matrix name to what it loses; matrices that aren't named stay as they are.
+        method: a name of METHODS.
+        damp: SparseGPT's damping, a fraction of the mean diagonal.
+        block_size: SparseGPT's column block.
+        true_sequential: attention inputs, attention output, MLP inputs and MLP output are pruned
+            one after the other, each seeing the ones before it pruned.
+    """
+
+    def __init__(
+        self,
+        targets: Mapping[str, Target],
+        method: str,
+        *,
+        damp: float = 0.01,
+        block_size: int = 128,
+        true_sequential: bool = False,
+    ) -> None:
+        self.targets = targets
+        self.method = method
+        self.damp = damp
+        self.block_size = block_size
+        self.true_sequential = true_sequential
+        self.notes: list[str] = []
+        self._statistics = InputStatistics(Gram if method == "sparsegpt" else ColumnNorms)
+
+    def stages(self, block: Block) -> list[list[str]]:
+        """Groups of matrices that are measured together and then pruned."""
+        planned = [m for m in block.matrices if m.name in self.targets]
+        if not self.true_sequential:
+            return [[m.name for m in planned]] if planned else []
+        staged = [[m.name for m in planned if m.role in roles] for roles in TRUE_SEQUENTIAL]
+        known = {role for roles in TRUE_SEQUENTIAL for role in roles}
+        staged.append([m.name for m in planned if m.role not in known])
+        return [stage for stage in staged if stage]
+
+    def observe(self, matrix: Matrix, inputs: dict[str, Tensor], keep: Tensor | None) -> None:
+        """Account one batch of inputs [rows, in] of `matrix`; padded rows are gone already."""
+        if self.method != "magnitude":
+            self._statistics.add(matrix.name, inputs[STREAM])
+
+    def edit(self, block: Block, names: Sequence[str], weights: BlockWeights) -> None:
+        """Prune the matrices of one stage in place."""
+        for name in names:
+            view = weights.view(name, STREAM)
+            if not bool(view.isfinite().all()):
+                raise RequestError(f"`{name}` holds NaN or Inf", "repair or re-download the model")
+            self._prune(name, view, self.targets[name])
+
+    def finish(self, block: Block, weights: BlockWeights) -> None:
+        """Drop the block's statistics."""
+        self._statistics.clear()
+
+    def _prune(self, name: str, view: Tensor, target: Target) -> None:
+        statistic = self._statistics.get(name)
+        if self.method != "magnitude" and statistic is None:
+            self.notes.append(f"{name}: no calibration token reached it; pruned by magnitude")
+        if target.pattern is None and target.zeros == 0:
+            return
+        if self.method == "sparsegpt" and statistic is not None:
+            result = sparsegpt(
+                view,
+                statistic,
+                target.zeros,
+                pattern=target.pattern,
+                block_size=self.block_size,
+                damp=self.damp,
+                name=name,
+            )
+            if result.note:
+                self.notes.append(f"{name}: {result.note}")
+            view.copy_(result.weight)
+            return
+        view.masked_fill_(~self._mask(name, view, target, statistic), 0)
+
+    def _mask(self, name: str, view: Tensor, target: Target, norms: Tensor | None) -> Tensor:
+        by_magnitude = self.method == "magnitude" or norms is None
+        if target.pattern is not None:
+            score = view.float().abs() if by_magnitude else wanda_score(view, norms)
+            return nm_mask(score, *target.pattern, name=name)
+        if by_magnitude:
+            return magnitude_mask(view, target.zeros)
+        return wanda_mask_counts(view, norms, target.zeros)
+
+
+class OutlierMeter:
+    """Measures OWL's share of outlying Wanda scores of every block of the dense model.
+
+    Args:
+        names: the matrices that count.
+        multiple: M, how many times the mean an outlier is.
+    """
+
+    def __init__(self, names: set[str], multiple: float = OWL_MULTIPLE) -> None:
+        self.names = names
+        self.multiple = multiple
+        self.shares: dict[str, float] = {}
+        self._statistics = InputStatistics(ColumnNorms)
+
+    def stages(self, block: Block) -> list[list[str]]:
+        """All counted matrices of the block at once."""
+        counted = [m.name for m in block.matrices if m.name in self.names]
+        return [counted] if counted else []
+
+    def observe(self, matrix: Matrix, inputs: dict[str, Tensor], keep: Tensor | None) -> None:
+        """Account one batch of inputs [rows, in]."""
+        self._statistics.add(matrix.name, inputs[STREAM])
+
+    def edit(self, block: Block, names: Sequence[str], weights: BlockWeights) -> None:
+        """Measure; nothing is changed."""
+        scores = []
+        for name in names:
+            norms = self._statistics.get(name)
+            if norms is not None:
+                scores.append(wanda_score(weights.view(name, STREAM), norms))
+        if scores:
+            self.shares[block.name] = outlier_share(scores, self.multiple)
+
+    def finish(self, block: Block, weights: BlockWeights) -> None:
+        """Drop the block's statistics."""
+        self._statistics.clear()
+
+
+def count_zeros(tensor: Tensor) -> int:
+    """How many entries are exactly zero."""
+    return int(tensor.numel() - torch.count_nonzero(tensor))

@@ -1,0 +1,203 @@
+"""The options of `alpha-prune`: defaults, and all that can be checked before anything is read."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from compress.errors import RequestError
+
+METHODS = ("magnitude", "wanda", "sparsegpt")
+ALLOCATIONS = ("alpha", "uniform", "owl")
+PROPAGATION = ("pruned", "dense", "true-sequential")
+
+
+@dataclass(frozen=True)
+class AlphaPruneSettings:
+    """Everything that decides what `alpha-prune` does to a model.
+
+    Attributes:
+        sparsity: fraction of the blocks' weights to remove, in [0, 1).
+        method: how weights are chosen in a matrix: magnitude, wanda or sparsegpt.
+        allocation: how much each matrix loses: alpha, uniform or owl.
+        metric: shape metric of the alpha allocation, a name of spectra.METRICS.
+        epsilon: half the spread of the ratios around 1 (alpha), in [0, 1).
+        granularity: one share per `block` or per `matrix` (alpha).
+        pattern: "N:M", keep N of every M consecutive inputs; the shares are then equal.
+        min_sparsity, max_sparsity: bounds of each matrix's share.
+        skip: globs of module names that stay as they are.
+        calib: data spec of the calibration text.
+        samples, seqlen: calibration size in sequences and tokens; seqlen None is the smaller of
+            2048 and the model's limit.
+        propagate: what later blocks see: `pruned` outputs, `dense` ones, or `true-sequential`.
+        damp, block_size: SparseGPT's damping and column block.
+        owl_multiple, owl_spread: OWL's M and lambda.
+        esd_exact: eigenvalues by fp64 singular values instead of Gram matrices.
+        ppl, tasks, task_dirs, limit, stride, eval_seqlen, speed: what is measured before and after.
+        seed: of every random choice.
+        device, dtype: where the walk runs; type of the weights in OUT.
+    """
+
+    sparsity: float | None = None
+    method: str = "wanda"
+    allocation: str | None = None
+    metric: str = "alpha_peak"
+    epsilon: float = 0.3
+    granularity: str = "block"
+    pattern: str | None = None
+    min_sparsity: float = 0.0
+    max_sparsity: float = 0.99
+    skip: tuple[str, ...] = ()
+    calib: str = "c4"
+    samples: int = 128
+    seqlen: int | None = None
+    batch_size: int = 1
+    propagate: str = "pruned"
+    damp: float = 0.01
+    block_size: int = 128
+    owl_multiple: float = 5.0
+    owl_spread: float = 0.08
+    esd_exact: bool = False
+    ppl: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+    task_dirs: tuple[str, ...] = ()
+    limit: int | None = None
+    stride: int | None = None
+    eval_seqlen: int | None = None
+    speed: bool = False
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "auto"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings as JSON types."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @property
+    def nm(self) -> tuple[int, int] | None:
+        """The pattern as (N, M)."""
+        return None if self.pattern is None else parse_pattern(self.pattern)
+
+    @property
+    def share(self) -> float:
+        """The sparsity asked for, or that of the pattern."""
+        if self.nm is not None:
+            return 1 - self.nm[0] / self.nm[1]
+        return 0.6 if self.sparsity is None else self.sparsity
+
+    @property
+    def rule(self) -> str:
+        """The allocation asked for; a pattern leaves only equal shares."""
+        return self.allocation or ("uniform" if self.pattern else "alpha")
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether calibration text is read at all."""
+        return self.method != "magnitude" or self.rule == "owl"
+
+    def check(self, metrics: tuple[str, ...]) -> None:
+        """Refuse what can't be meant, all faults in one error.
+
+        Args:
+            metrics: names that `metric` may have.
+
+        Raises:
+            RequestError: one or more settings are wrong.
+        """
+        faults = [*self._name_faults(metrics), *self._number_faults(), *self._pattern_faults()]
+        if faults:
+            raise RequestError(
+                "; ".join(fault for fault, _ in faults),
+                " ".join(hint for _, hint in faults if hint) or None,
+            )
+
+    def _name_faults(self, metrics: tuple[str, ...]) -> list[tuple[str, str]]:
+        choices = [
+            ("method", self.method, METHODS),
+            ("allocation", self.rule, ALLOCATIONS),
+            ("metric", self.metric, metrics),
+            ("granularity", self.granularity, ("block", "matrix")),
+            ("propagate", self.propagate, PROPAGATION),
+        ]
+        return [
+            (f"`--{option} {value}` isn't a {option}", _near(value, known))
+            for option, value, known in choices
+            if value not in known
+        ]
+
+    def _number_faults(self) -> list[tuple[str, str]]:
+        faults = []
+        if self.sparsity is not None and not 0 <= self.sparsity < 1:
+            faults.append(
+                (f"`--sparsity {self.sparsity:g}` is outside [0, 1)", "0.6 removes 60 %.")
+            )
+        if not 0 <= self.epsilon < 1:
+            faults.append(
+                (f"`--epsilon {self.epsilon:g}` is outside [0, 1)", "the default is 0.3.")
+            )
+        if not 0 <= self.min_sparsity <= self.max_sparsity <= 1:
+            faults.append(
+                (
+                    f"`--min-sparsity {self.min_sparsity:g}` and `--max-sparsity "
+                    f"{self.max_sparsity:g}` aren't 0 <= min <= max <= 1",
+                    "",
+                )
+            )
+        for option, value in (("samples", self.samples), ("seqlen", self.seqlen)):
+            if value is not None and value < 1:
+                faults.append((f"`--{option} {value}` is less than 1", ""))
+        if not self.damp > 0:
+            faults.append((f"`--damp {self.damp:g}` isn't positive", "the default is 0.01."))
+        return faults
+
+    def _pattern_faults(self) -> list[tuple[str, str]]:
+        if self.pattern is None:
+            return []
+        try:
+            kept, of = parse_pattern(self.pattern)
+        except RequestError as error:
+            return [(error.message, error.hint or "")]
+        faults = []
+        implied = 1 - kept / of
+        if self.sparsity is not None and abs(self.sparsity - implied) > 1e-9:
+            faults.append(
+                (
+                    f"`--pattern {self.pattern}` removes {implied:g} of the weights, not "
+                    f"`--sparsity {self.sparsity:g}`",
+                    "leave `--sparsity` out.",
+                )
+            )
+        if self.rule != "uniform":
+            faults.append(
+                (
+                    f"`--pattern {self.pattern}` fixes every matrix's share, so `--allocation "
+                    f"{self.rule}` can't act",
+                    "leave `--allocation` out.",
+                )
+            )
+        if self.method == "sparsegpt" and self.block_size % of:
+            faults.append((f"`--block-size {self.block_size}` isn't a multiple of {of}", ""))
+        return faults
+
+
+def parse_pattern(text: str) -> tuple[int, int]:
+    """Read "N:M" as (N, M): keep N of every M consecutive inputs.
+
+    Raises:
+        RequestError: not of that form, or not 0 < N < M.
+    """
+    match = re.fullmatch(r"(\d+):(\d+)", text)
+    kept, of = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 0 < kept < of:
+        raise RequestError(
+            f"`--pattern {text}` isn't N:M with 0 < N < M",
+            "2:4 keeps 2 of every 4 consecutive weights.",
+        )
+    return kept, of
+
+
+def _near(value: str, known: tuple[str, ...]) -> str:
+    close = difflib.get_close_matches(value, known, n=1, cutoff=0.6)
+    return (f"did you mean `{close[0]}`? " if close else "") + f"All: {', '.join(known)}."
