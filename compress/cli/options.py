@@ -22,16 +22,16 @@ class Option(click.Option):
 
 
 class Command(click.Command):
-    """A command whose help shows its options under headings, in the order they were declared."""
+    """A command whose help shows its options under headings, as declared, with "Run" last."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, a section per heading."""
         sections: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
-            record = param.get_help_record(ctx)
+            record = param.get_help_record(ctx) if isinstance(param, click.Option) else None
             if record is not None:
                 sections.setdefault(getattr(param, "heading", "Run"), []).append(record)
-        for heading, records in sections.items():
+        for heading, records in sorted(sections.items(), key=lambda item: item[0] == "Run"):
             with formatter.section(heading):
                 formatter.write_dl(records)
 
@@ -126,7 +126,12 @@ SAY = options(
     option("--debug", is_flag=True, help="show a traceback on errors"),
 )
 SEED = option(
-    "--seed", type=int, default=0, show_default=True, help="every random choice comes from it"
+    "--seed",
+    type=int,
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="every random choice comes from it",
 )
 DEVICE = option(
     "--device", default="auto", show_default=True, metavar="NAME", help="cpu, cuda, cuda:1, mps"

@@ -1,0 +1,52 @@
+"""The door of `compress export`."""
+
+from __future__ import annotations
+
+import click
+
+from compress.cli import options as opt
+from compress.cli.options import option
+from compress.cli.session import session
+from compress.errors import RequestError
+
+
+@click.command("export", cls=opt.Command)
+@click.argument("model")
+@opt.OUTPUT
+@option("--to", "to", metavar="FORM", default="stock", show_default=True, help="stock")
+@opt.CONFIG
+@opt.SOURCE
+@opt.SAY
+def command(
+    model: str,
+    output: str | None,
+    overwrite: bool,
+    to: str,
+    revision: str | None,
+    token: str | None,
+    trust_remote_code: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Write an edited checkpoint in a form that loads without this package.
+
+    Example: compress export ./llama-lowrank -o ./llama-stock --to stock
+
+    Says what is gained and lost: low-rank layers, multiplied out, are as large as before.
+    """
+    if output is None:
+        raise RequestError("no output directory", "add `-o OUT`")
+    with session(as_json, quiet) as out:
+        from compress.checkpoints.export import export
+
+        done = export(
+            model,
+            output,
+            to=to,
+            overwrite=overwrite,
+            revision=revision,
+            token=token,
+            trust_remote_code=trust_remote_code,
+            progress=out.progress,
+        )
+        out.result(done.as_dict(), done.render())
