@@ -1,0 +1,66 @@
+"""--config: any option from YAML, the command line wins, mistakes are named."""
+
+import pytest
+
+from compress.cli import alpha_prune
+from compress.cli.main import call
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """What `alpha_prune` would have been called with."""
+    calls = {}
+    import compress.sparsity.command as target
+
+    class Done:
+        def as_dict(self):
+            return {}
+
+        def render(self):
+            return ""
+
+    def record(model, **given):
+        calls.update(given, model=model)
+        return Done()
+
+    monkeypatch.setattr(target, "alpha_prune", record)
+    return calls
+
+
+def test_config_gives_options_and_the_command_line_wins(tmp_path, seen):
+    file = tmp_path / "c.yaml"
+    file.write_text("sparsity: 0.7\nmethod: magnitude\nppl: [a.txt, b.txt]\nmin-sparsity: 0.1\n")
+    assert call(["alpha-prune", "m", "-o", "o", "--config", str(file), "--method", "wanda"]) == 0
+    assert seen["sparsity"] == 0.7
+    assert seen["method"] == "wanda"
+    assert seen["ppl"] == ("a.txt", "b.txt")
+    assert seen["min_sparsity"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("sparsty: 0.7\n", ["`sparsty` isn't an option of alpha-prune", "did you mean `sparsity`"]),
+        ("a: [1\n", ["isn't YAML"]),
+        ("- 1\n", ["`name: value` lines"]),
+        ("sparsity: lots\n", ["'lots' is not a valid float"]),
+        (None, ["No such file"]),
+    ],
+)
+def test_a_wrong_config_is_exit_code_2(text, words, tmp_path, capsys):
+    file = tmp_path / "c.yaml"
+    if text is not None:
+        file.write_text(text)
+    assert call(["alpha-prune", "m", "-o", "o", "--config", str(file)]) == 2
+    err = capsys.readouterr().err
+    for word in words:
+        assert word in err
+
+
+def test_every_option_of_the_settings_has_a_switch():
+    from dataclasses import fields
+
+    from compress.sparsity.settings import AlphaPruneSettings
+
+    switches = {p.name for p in alpha_prune.command.params}
+    assert {f.name for f in fields(AlphaPruneSettings)} <= switches
