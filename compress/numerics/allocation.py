@@ -107,11 +107,6 @@ def largest_remainder(exact: Tensor, total: int, upper: Tensor | None = None) ->
         ValueError: `total` is further from sum(exact) than rounding up or down can bridge.
     """
     exact = _vector(exact, "exact")
-    # A number that is an integer but for rounding is that integer: 3.0000000001 and 2.9999999999
-    # would otherwise have the remainders 0 and 1.
-    nearest = exact.round()
-    whole = (exact - nearest).abs() <= _ROUNDING * exact.abs().clamp(min=1.0)
-    exact = torch.where(whole, nearest, exact)
     counts = exact.floor()
     remainder = exact - counts
     counts = counts.to(torch.int64)

@@ -134,13 +134,13 @@ def _checked(score: Tensor) -> Tensor:
 
 
 def _kth_smallest(score: Tensor, counts: Tensor) -> Tensor:
-    """[R, 1]: in each row the counts[i]-th smallest score; -inf where counts[i] is 0."""
-    threshold = score.new_full((len(score), 1), -torch.inf)
+    """[R, 1]: in each row the counts[i]-th smallest score; a lower bound for counts[i] = 0."""
     distinct = counts.unique().tolist()
     if len(distinct) > _FEW_COUNTS:
         ordered = score.sort(dim=1).values
         index = (counts - 1).clamp(min=0).to(score.device)[:, None]
-        return threshold.where((counts == 0).to(score.device)[:, None], ordered.gather(1, index))
+        return ordered.gather(1, index)
+    threshold = score.new_full((len(score), 1), -torch.inf)
     for count in distinct:
         if count:
             rows = (counts == count).nonzero().flatten().to(score.device)

@@ -2,7 +2,7 @@
 
 With R upper triangular and H = R Rᵀ, U = R⁻¹ is upper triangular and Uᵀ U = R⁻ᵀ R⁻¹ = H⁻¹. So one
 Cholesky decomposition (of H with rows and columns reversed) and one triangular inverse do the
-work that the usual route, decompose, invert, decompose again, takes twice the time for.
+work of the usual three steps (decompose, invert, decompose again) with half the arithmetic.
 """
 
 from __future__ import annotations
