@@ -1,0 +1,178 @@
+"""The edits that turn a stock model into a compressed one, in memory and at load alike.
+
+An edit is plain JSON under the name of the module that it changes:
+`{"model.layers.0.mlp.down_proj": {"kind": "lowrank", "rank": 96}}`. Names are run-time names of the
+model that was edited. One file a kind: what it looks like on disk, and the module that it makes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from compress.checkpoints.edits import conv, dense_mlp, linear, lowrank, norm, post_norm
+from compress.checkpoints.edits.base import Fields, Kind
+from compress.errors import RequestError, near_names
+
+__all__ = ["KINDS", "Fields", "Kind", "apply", "check", "resolve", "spellings", "swap"]
+
+KINDS: dict[str, Kind] = {
+    module.KIND.name: module.KIND for module in (conv, dense_mlp, linear, lowrank, norm, post_norm)
+}
+
+
+def apply(model: PreTrainedModel, edits: Mapping[str, Fields]) -> None:
+    """Make the edits and let the model's config and weight conversions tell of them.
+
+    Afterwards `save_pretrained` writes a checkpoint that `from_pretrained` opens (with this package
+    imported) and that nothing opens by mistake. Edits add to those that the model has already. A
+    module that gets another shape gets new parameters, made as its torch class makes them, except
+    a bias that still fits: the caller fills them in, by `model.get_submodule(name)`.
+
+    Args:
+        model: in memory or on the meta device.
+        edits: module name -> edit.
+
+    Raises:
+        RequestError: an unknown module, kind or field, an edit that its module can't have, or a
+            module whose weight is tied to another's; the model is then as it was.
+    """
+    from compress.checkpoints.record import config_of, record  # it imports this package
+
+    check(edits)
+    names = resolve(model, edits)
+    wanted = {names[name]: dict(fields) for name, fields in edits.items()}
+    config = config_of(model)
+    for name, fields in (config.modules if config else {}).items():
+        for here in spellings(model, name):
+            if wanted.get(here, {}).get("kind") == "lowrank":  # narrowed before: it still is
+                size = {key: value for key, value in fields.items() if key in ("in", "out")}
+                wanted[here] = {**size, **wanted[here]}
+    swap(model, wanted)
+    record(model, wanted)
+
+
+def check(edits: Mapping[str, Fields]) -> None:
+    """Refuse edits of an unknown kind or with wrong fields; looks at no model.
+
+    Raises:
+        RequestError: naming the module and the field.
+    """
+    for name, fields in edits.items():
+        kind = fields.get("kind") if isinstance(fields, Mapping) else None
+        if kind not in KINDS:
+            raise RequestError(
+                f"edit of `{name}`: unknown kind {kind!r}", near_names(str(kind), KINDS)
+            )
+        KINDS[kind].check(fields, name)
+
+
+def resolve(
+    model: PreTrainedModel, names: Iterable[str], *, foreign_heads: bool = False
+) -> dict[str, str]:
+    """Find modules (or parameters) named by the class that was edited in a model of any class.
+
+    A name is taken as it is, else without the base model's prefix, else with it.
+
+    Args:
+        model: the model.
+        names: names of modules or parameters.
+        foreign_heads: leave out names that belong to a head which this class lacks.
+
+    Returns:
+        name -> the name in this model.
+
+    Raises:
+        RequestError: a name is unknown; the nearest known one is suggested.
+    """
+    known = {name for name, _ in model.named_modules(remove_duplicate=False) if name}
+    known |= {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    found: dict[str, str] = {}
+    for name in names:
+        match = next((spelt for spelt in spellings(model, name) if spelt in known), None)
+        if match is not None:
+            found[name] = match
+        elif not (foreign_heads and _is_foreign_head(model, name)):
+            raise RequestError(
+                f"edit of `{name}`: {type(model).__name__} has no such module",
+                near_names(name, known),
+            )
+    return found
+
+
+def spellings(model: PreTrainedModel, name: str) -> tuple[str, ...]:
+    """Return what a module may be called with and without a head: as it is, shorter, longer."""
+    prefix = f"{model.base_model_prefix}."
+    return name, name.removeprefix(prefix), prefix + name
+
+
+def swap(model: PreTrainedModel, edits: Mapping[str, Fields]) -> list[str]:
+    """Change the modules, parents first; the config is left alone.
+
+    Args:
+        model: in memory or on the meta device.
+        edits: module name in this model -> edit, as `check` lets pass.
+
+    Returns:
+        The names, in the order in which they were changed.
+
+    Raises:
+        RequestError: an edit that its module can't have; the model is then as it was.
+    """
+    order = sorted(edits, key=lambda name: (name.count("."), name))
+    done: list[tuple[str, nn.Module, type[nn.Module]]] = []
+    try:
+        for name in order:
+            old = model.get_submodule(name)
+            _check_free(model, name, old)
+            done.append((name, old, type(old)))
+            new = KINDS[edits[name]["kind"]].make(old, edits[name], name)
+            if new is not old:
+                _settle(old, new)
+                model.set_submodule(name, new)
+    except BaseException:
+        for name, old, cls in reversed(done):
+            old.__class__ = cls
+            model.set_submodule(name, old)
+        raise
+    return order
+
+
+def _is_foreign_head(model: PreTrainedModel, name: str) -> bool:
+    """Whether a name that the model lacks can only be part of another class's head."""
+    if type(model).__name__ in (getattr(model.config, "architectures", None) or ()):
+        return False
+    base = model.base_model
+    return not name.startswith(f"{model.base_model_prefix}.") and not hasattr(
+        base, name.split(".")[0]
+    )
+
+
+def _check_free(model: PreTrainedModel, name: str, module: nn.Module) -> None:
+    """Refuse a module that also sits elsewhere, or whose weight another module uses."""
+    places = [n for n, m in model.named_modules(remove_duplicate=False) if m is module]
+    tied: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    names = {*tied, *tied.values()}
+    own = [key for key, _ in module.named_parameters(prefix=name) if key in names]
+    if len(places) > 1 or own:
+        other = next((place for place in places if place != name), None) or own[0]
+        raise RequestError(
+            f"edit of `{name}`: it is shared (`{other}`), and the other place would be lost",
+            "leave it out, or set tie_word_embeddings to false before saving the source model",
+        )
+
+
+def _settle(old: nn.Module, new: nn.Module) -> None:
+    """Carry over what an edit doesn't change: the mode, what trains, a bias that still fits."""
+    new.train(old.training)
+    if not any(parameter.requires_grad for parameter in old.parameters()):
+        new.requires_grad_(False)
+    before, after = getattr(old, "bias", None), getattr(new, "bias", None)
+    if not isinstance(before, nn.Parameter) or not isinstance(after, nn.Parameter):
+        return
+    if before.shape == after.shape and not before.is_meta:
+        with torch.no_grad():
+            after.copy_(before)
