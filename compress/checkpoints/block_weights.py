@@ -1,0 +1,168 @@
+"""The weights of the block that is in memory, in as many versions as there are streams.
+
+The base is what was loaded; a stream holds only the tensors in which its block differs from it.
+With a single stream there are no copies: edits go into the base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from compress.checkpoints.anatomy import Block, matrix_view
+from compress.errors import near_names
+
+
+class BlockWeights:
+    """One block's weights, for a method to read and write.
+
+    Args:
+        block: which block.
+        model: the model that holds it, loaded.
+        names: run-time names of its parameters and persistent buffers.
+        streams: the live streams; the first is the default one.
+    """
+
+    def __init__(
+        self, block: Block, model: nn.Module, names: Sequence[str], streams: Sequence[str]
+    ) -> None:
+        self.block = block
+        self.dropped: set[str] = set()
+        self._streams = list(streams)
+        self._matrices = {matrix.name: matrix for matrix in block.matrices}
+        self._places = {name: _place(model, name) for name in names}
+        self._base = {name: holder[leaf].detach() for name, (holder, leaf) in self._places.items()}
+        self._versions = {name: value._version for name, value in self._base.items()}
+        self._own: dict[str, dict[str, Tensor]] = {stream: {} for stream in streams}
+        self._alone = len(streams) == 1
+        self._asked: set[str] = set()
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The live streams."""
+        return tuple(stream for stream in self._streams if stream not in self.dropped)
+
+    def view(self, name: str, stream: str | None = None) -> Tensor:
+        """Return a matrix as a 2-D view [out, in] to be written; other streams don't see it.
+
+        Args:
+            name: a matrix of the block.
+            stream: which version; None is the first stream's.
+
+        Raises:
+            KeyError: the block has no such matrix, or there is no such stream.
+        """
+        matrix = self._matrix(name)
+        self._asked.add(name)
+        return matrix_view(self.parameter(matrix.parameter, stream), matrix)
+
+    def read(self, name: str, stream: str | None = None) -> Tensor:
+        """Return a matrix as a 2-D view [out, in] that must not be written; costs no copy."""
+        matrix = self._matrix(name)
+        stream = self._known(stream)
+        value = self._own[stream].get(matrix.parameter, self._base[matrix.parameter])
+        return matrix_view(value, matrix)
+
+    def parameter(self, name: str, stream: str | None = None) -> Tensor:
+        """Return a whole parameter or persistent buffer by its run-time name, to be written."""
+        stream = self._known(stream)
+        if self._alone:
+            return self._base[name]
+        own = self._own[stream]
+        if name not in own:
+            own[name] = self._base[name].clone()
+        return own[name]
+
+    def drop(self, stream: str) -> None:
+        """End a stream: it goes no further than this block and nothing more is written for it."""
+        self.dropped.add(self._known(stream))
+        self._own[stream] = {}
+
+    # What follows is the walk's.
+
+    def settle(self) -> None:
+        """Forget copies that equal the base."""
+        for own in self._own.values():
+            for name in [n for n, value in own.items() if torch.equal(value, self._base[n])]:
+                del own[name]
+
+    def adopt(self, stream: str, tensors: Mapping[str, Tensor]) -> None:
+        """Give a stream the version of the block that `tensors`, by run-time name, describe."""
+        self._own[stream] = dict(tensors)
+        self.settle()
+
+    def tensors(self, stream: str) -> dict[str, Tensor]:
+        """Return all tensors of one stream's version by run-time name."""
+        return {**self._base, **self._own[stream]}
+
+    def differs(self, stream: str) -> bool:
+        """Return whether the stream's block is not the one that was loaded."""
+        return bool(self._own[stream]) or (
+            self._alone and any(self._was_written(name) for name in self._base)
+        )
+
+    def same(self, first: str, second: str) -> bool:
+        """Return whether two streams have the same version of the block."""
+        one, other = self._own[first], self._own[second]
+        return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
+
+    def untouched(self, staged: set[str]) -> list[tuple[str, str]]:
+        """Return (matrix or parameter, reason) of all that was not edited in any stream.
+
+        Args:
+            staged: the names that the method put into its stages.
+        """
+        found = list(self.block.skipped)
+        for name, matrix in self._matrices.items():
+            if name not in staged and name not in self._asked:
+                found.append((name, "not chosen by the method"))
+            elif name not in self._asked or not self._was_written(matrix.parameter):
+                found.append((name, "left unchanged by the method"))
+        return found
+
+    @contextmanager
+    def installed(self, stream: str) -> Iterator[None]:
+        """Let the model run with one stream's version."""
+        own = self._own[stream]
+        before = {}
+        for name, value in own.items():
+            holder, leaf = self._places[name]
+            before[name] = holder[leaf]
+            is_parameter = isinstance(holder[leaf], nn.Parameter)
+            holder[leaf] = nn.Parameter(value, requires_grad=False) if is_parameter else value
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                holder, leaf = self._places[name]
+                holder[leaf] = value
+
+    def _was_written(self, name: str) -> bool:
+        return (
+            any(name in own for own in self._own.values())
+            or self._base[name]._version != self._versions[name]
+        )
+
+    def _matrix(self, name: str):  # noqa: ANN202
+        if name not in self._matrices:
+            raise KeyError(
+                f"`{self.block.name}` has no matrix `{name}`; {near_names(name, self._matrices)}"
+            )
+        return self._matrices[name]
+
+    def _known(self, stream: str | None) -> str:
+        if stream is None:
+            return self.streams[0]
+        if stream not in self._own or stream in self.dropped:
+            raise KeyError(f"no stream `{stream}`; {near_names(stream, self.streams)}")
+        return stream
+
+
+def _place(model: nn.Module, name: str) -> tuple[dict, str]:
+    """Return the dictionary of its module that holds a parameter or buffer, and the key there."""
+    path, _, leaf = name.rpartition(".")
+    module = model.get_submodule(path)
+    return (module._parameters if leaf in module._parameters else module._buffers), leaf

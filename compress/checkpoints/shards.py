@@ -1,0 +1,159 @@
+"""A walk's journal: one file per finished part, and how they become stock shards.
+
+A part's file appears whole or not at all (temporary name, fsync, rename, fsync of the directory),
+so after `kill -9` what is there is finished. Tensors have the names that stock `save_pretrained`
+would give them, so that joining parts only moves bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.core_model_loading import dot_natural_key, revert_weight_conversion
+
+from compress.checkpoints.workspace import writing
+
+_SUFFIX = ".safetensors"
+_NOTE = "compress"
+
+
+class ShardWriter:
+    """Writes parts of one model, reads them back, and joins them into a checkpoint's weights.
+
+    Args:
+        directory: where the parts lie; made if absent. Left-overs of a killed writer are removed.
+        model: the model that the parts belong to; a skeleton will do.
+        mapping: the conversions that loading it needed (`BlockLoader.conversions`); their reverse
+            gives the stock names. None leaves that to the library.
+        max_shard_size: largest file that `join` makes, such as "5GB".
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        model: PreTrainedModel,
+        mapping: Sequence[Any] | None = None,
+        max_shard_size: int | str = "5GB",
+    ) -> None:
+        self.directory = Path(directory)
+        self.model = model
+        self.mapping = mapping
+        self.max_shard_size = max_shard_size
+        self.directory.mkdir(parents=True, exist_ok=True)
+        for left in self.directory.glob("*.tmp*"):
+            left.unlink()
+
+    def write(
+        self, part: str, tensors: Mapping[str, Tensor], note: Mapping[str, Any] | None = None
+    ) -> None:
+        """Write one part; when this returns, it survives a crash.
+
+        Args:
+            part: its name, such as a block's.
+            tensors: run-time name -> tensor; tied and never-saved ones are left out.
+            note: JSON values to be kept with it.
+
+        Raises:
+            RunError: the disk is full.
+        """
+        stock = self.stock(tensors)
+        path = self._path(part)
+        temporary = path.with_suffix(".tmp")
+        metadata = {"format": "pt", _NOTE: json.dumps(note or {}, allow_nan=False)}
+        try:
+            with writing(path):
+                save_file(stock, temporary, metadata=metadata)
+                _sync(temporary)
+                os.replace(temporary, path)
+                _sync(self.directory)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    def stock(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return run-time tensors as stock `save_pretrained` would name and shape them, on CPU."""
+        left_out = set(self.model.all_tied_weights_keys) | set(
+            self.model._keys_to_ignore_on_save or ()
+        )
+        kept = {name: value for name, value in tensors.items() if name not in left_out}
+        if self.mapping is not None:
+            # Every partial load overwrites this list by what that part alone needed.
+            self.model._weight_conversions = list(self.mapping)
+        with torch.no_grad():
+            reverted = revert_weight_conversion(self.model, kept)
+        return {name: value.detach().cpu().contiguous() for name, value in reverted.items()}
+
+    def clear(self) -> None:
+        """Forget all parts."""
+        for path in self.directory.glob(f"*{_SUFFIX}"):
+            path.unlink()
+
+    def parts(self) -> set[str]:
+        """Return the names of the finished parts."""
+        return {_decode(path.stem) for path in self.directory.glob(f"*{_SUFFIX}")}
+
+    def read(self, part: str) -> dict[str, Tensor]:
+        """Return a part's tensors by stock name, memory-mapped; `BlockLoader.load` takes them."""
+        return load_file(self._path(part))
+
+    def note(self, part: str) -> dict[str, Any]:
+        """Return what `write` was given as the part's note."""
+        with safe_open(str(self._path(part)), framework="pt") as handle:
+            return json.loads((handle.metadata() or {}).get(_NOTE, "{}"))
+
+    def join(self, out: str | Path) -> None:
+        """Write the parts' tensors under `out` as `save_pretrained` would: one file or shards.
+
+        Parts stay. Tensors are mapped, not read into memory. The files are not synced: whoever
+        renames `out` into place does that.
+        """
+        out = Path(out)
+        out.mkdir(parents=True, exist_ok=True)
+        stored: dict[str, Tensor] = {}
+        for path in self.directory.glob(f"*{_SUFFIX}"):
+            stored.update(load_file(path))
+        split = split_torch_state_dict_into_shards(
+            {name: stored[name] for name in sorted(stored, key=dot_natural_key)},
+            filename_pattern="model{suffix}.safetensors",
+            max_shard_size=self.max_shard_size,
+        )
+        for file, names in split.filename_to_tensors.items():
+            with writing(out / file):
+                save_file({n: stored[n] for n in names}, out / file, metadata={"format": "pt"})
+        if split.is_sharded:
+            index = {
+                "metadata": {"total_parameters": self.model.num_parameters(), **split.metadata},
+                "weight_map": split.tensor_to_filename,
+            }
+            text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+            (out / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+
+    def _path(self, part: str) -> Path:
+        return self.directory / f"{_encode(part)}{_SUFFIX}"
+
+
+def _encode(part: str) -> str:
+    """Return a part's file name: the part outside the blocks has an empty name."""
+    return part or "_rest"
+
+
+def _decode(stem: str) -> str:
+    return "" if stem == "_rest" else stem
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
