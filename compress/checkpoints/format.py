@@ -120,17 +120,22 @@ class CompressQuantizer(HfQuantizer):
         from compress.checkpoints.record import set_conversions
 
         state = model.state_dict(keep_vars=True)
-        self._check_read(state)
+        self._check_read(model, state)
         self._cast(model, state)
         set_conversions(model, getattr(model, "_weight_conversions", []), self.quantization_config)
         return model
 
-    def _check_read(self, state: Mapping[str, Tensor]) -> None:
+    def _check_read(self, model: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
         """Refuse an edited module of which a tensor is missing, or has another shape.
 
-        transformers only warns of the first; 5.17 lets the second pass.
+        transformers only warns of the first; 5.17 lets the second pass. A head that the class which
+        wrote the checkpoint hadn't may be new, as in stock models.
         """
-        prefixes = tuple(f"{name}." for name in self._edited)
+        edited = self._edited
+        if type(model).__name__ not in (getattr(model.config, "architectures", None) or ()):
+            base = {id(module) for module in model.base_model.modules()}
+            edited = [name for name in edited if id(model.get_submodule(name)) in base]
+        prefixes = tuple(f"{name}." for name in edited)
         for name, tensor in state.items():
             if not name.startswith(prefixes) and name not in self._guarded:
                 continue
