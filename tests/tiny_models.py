@@ -25,7 +25,16 @@ VOCABULARY = 128
 BLOCKS = 4
 SPECIAL = ["<unk>", "<s>", "</s>", "<pad>"]
 CHARACTERS = ["Ġ", *(chr(code) for code in range(33, 127)), "Ċ", "ĉ"]  # space, newline, tab
-HEAD = {"gpt2": "GPT2LMHeadModel", "bert": "BertForMaskedLM"}  # the other families': …ForCausalLM
+HEAD = {  # of the families whose class is not called …ForCausalLM
+    "gpt2": "GPT2LMHeadModel",
+    "bert": "BertForMaskedLM",
+    "modernbert": "ModernBertForMaskedLM",
+    "t5": "T5ForConditionalGeneration",
+    "bart": "BartForConditionalGeneration",
+    "vit": "ViTForImageClassification",
+    "dinov2": "Dinov2ForImageClassification",
+    "llama4": "Llama4ForCausalLM",
+}
 
 _COMMON = {
     "vocab_size": VOCABULARY,
@@ -100,6 +109,118 @@ ARCHITECTURES: dict[str, Callable[[], PretrainedConfig]] = {
 }
 
 
+_EXPERTS = {"num_local_experts": 4, "tie_word_embeddings": False}
+_MLA = {"kv_lora_rank": 16, "q_lora_rank": 12, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8}
+_VISION = {
+    "hidden_size": 32,
+    "num_hidden_layers": BLOCKS,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "image_size": 16,
+    "patch_size": 8,
+    "initializer_range": 0.2,
+}
+_BLOOM = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "n_layer": BLOCKS,
+    "n_head": 4,
+    "initializer_range": 0.2,
+    "pad_token_id": 3,
+}
+
+MORE_ARCHITECTURES: dict[str, Callable[[], PretrainedConfig]] = {
+    "phi3": _config("Phi3", _GROUPED, tie_word_embeddings=False),
+    "stablelm": _config("StableLm", _GROUPED, tie_word_embeddings=False),
+    "olmo": _config("Olmo", _GROUPED),
+    "olmo2": _config("Olmo2", _GROUPED),
+    "glm": _config("Glm", _GROUPED, head_dim=8),
+    "starcoder2": _config("Starcoder2", _GROUPED),
+    "gemma3": _config("Gemma3Text", _GROUPED, head_dim=8, sliding_window=8),
+    "gptj": _config("GPTJ", _GPT2, rotary_dim=4),
+    "gpt_bigcode": _config("GPTBigCode", _GPT2),
+    "falcon": _config(
+        "Falcon",
+        {**_BLOOM, "n_layer": None, "n_head": None},
+        num_hidden_layers=BLOCKS,
+        num_attention_heads=4,
+    ),
+    "bloom": _config("Bloom", _BLOOM),
+    "mpt": _config("Mpt", {}, d_model=32, n_heads=4, n_layers=BLOCKS, vocab_size=VOCABULARY),
+    "qwen3_moe": _config("Qwen3Moe", _MOE, num_experts=4, moe_intermediate_size=24, head_dim=8),
+    "granitemoe": _config("GraniteMoe", _MOE, **_EXPERTS),
+    "gpt_oss": _config("GptOss", _MOE, **_EXPERTS, head_dim=8, sliding_window=8),
+    "llama4": _config(
+        "Llama4Text", _MOE, **_EXPERTS, head_dim=8, intermediate_size_mlp=40, attention_chunk_size=8
+    ),
+    "deepseek_v3": _config(
+        "DeepseekV3",
+        {**_MOE, **_MLA},
+        v_head_dim=8,
+        n_routed_experts=4,
+        n_group=2,
+        topk_group=1,
+        moe_intermediate_size=24,
+        first_k_dense_replace=1,
+        num_key_value_heads=4,
+    ),
+    "jetmoe": _config("JetMoe", _MOE, **_EXPERTS, kv_channels=8, num_attention_heads=None),
+    "mamba": _config(
+        "Mamba", {}, vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=BLOCKS, state_size=4
+    ),
+    "jamba": _config(
+        "Jamba",
+        _MOE,
+        num_experts=4,
+        use_mamba_kernels=False,
+        attn_layer_period=2,
+        attn_layer_offset=1,
+        expert_layer_period=2,
+        expert_layer_offset=1,
+    ),
+    "modernbert": _config(
+        "ModernBert",
+        _COMMON,
+        local_attention=8,
+        global_attn_every_n_layers=2,
+        cls_token_id=1,
+        sep_token_id=2,
+    ),
+    "t5": _config(
+        "T5",
+        {},
+        vocab_size=VOCABULARY,
+        d_model=32,
+        d_kv=8,
+        d_ff=48,
+        num_layers=BLOCKS,
+        num_heads=4,
+        decoder_start_token_id=3,
+        feed_forward_proj="gated-gelu",
+    ),
+    "bart": _config(
+        "Bart",
+        {},
+        vocab_size=VOCABULARY,
+        d_model=32,
+        encoder_layers=BLOCKS,
+        decoder_layers=3,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=48,
+        decoder_ffn_dim=40,
+        max_position_embeddings=128,
+        pad_token_id=3,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=2,
+        forced_eos_token_id=2,
+    ),
+    "vit": _config("ViT", _VISION),
+    "dinov2": _config("Dinov2", _VISION),
+}
+
+
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """Return a tokenizer whose tokens are single printable ASCII characters, ids below 128.
 
@@ -133,8 +254,9 @@ def fill(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
 
 def build(arch: str, *, seed: int = 0) -> PreTrainedModel:
     """Return the float32 model of `arch` with random weights, in eval mode."""
-    config = ARCHITECTURES[arch]()
-    head = HEAD.get(arch) or f"{type(config).__name__.removesuffix('Config')}ForCausalLM"
+    config = {**ARCHITECTURES, **MORE_ARCHITECTURES}[arch]()
+    family = type(config).__name__.removesuffix("Config").removesuffix("Text")
+    head = HEAD.get(arch, f"{family}ForCausalLM")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = getattr(transformers, head)(config)

@@ -8,7 +8,7 @@ this rule covers at least 95 % of the weights outside embeddings in 503.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -105,7 +105,7 @@ def read_anatomy(model: nn.Module) -> Anatomy:
         ),
         heads=_heads(model, inside),
         final_norms=tuple(norm for name, _ in stacks for norm in _norms_after(model, name)),
-        coverage=_coverage(model, [stack for _, stack in stacks]),
+        coverage=_coverage(model, [stack for _, stack in stacks], tied),
     )
 
 
@@ -205,11 +205,19 @@ def _levels_above(name: str) -> Iterator[str]:
         yield name
 
 
-def _coverage(model: nn.Module, stacks: list[nn.ModuleList | nn.Sequential]) -> float:
+def _coverage(
+    model: nn.Module, stacks: list[nn.ModuleList | nn.Sequential], tied: Mapping[str, str]
+) -> float:
     output = _output_embedding(model)
     tables = [m for m in model.modules() if isinstance(m, nn.Embedding) or m is output]
     apart = {id(p) for table in tables for p in table.parameters(recurse=False)}
-    rest = {id(p): p.numel() for p in model.parameters() if id(p) not in apart}
+    named = dict(model.named_parameters(remove_duplicate=False))
+    apart |= {
+        id(named[name])
+        for name, other in tied.items()
+        if name in named and other in named and id(named[other]) in apart
+    }
+    rest = {id(p): p.numel() for p in named.values() if id(p) not in apart}
     covered = {id(p) for stack in stacks for p in stack.parameters()}
     total = sum(rest.values())
     return sum(n for key, n in rest.items() if key in covered) / total if total else 1.0

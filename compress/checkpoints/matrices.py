@@ -7,6 +7,7 @@ may edit, or skipped with the reason. Nothing is passed over in silence.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -101,7 +102,7 @@ def read_block(name: str, block: nn.Module, tied: Mapping[str, str]) -> BlockPar
         block: the module; its parameters may be on the meta device.
         tied: full parameter name -> the other name of the same tensor.
     """
-    weights = list(_weights(block))
+    weights, hidden = list(_weights(block)), _hidden_size(block)
     experts = _expert_holders(block, weights)
     matrices: list[Matrix] = []
     skipped: list[tuple[str, str]] = []
@@ -110,7 +111,7 @@ def read_block(name: str, block: nn.Module, tied: Mapping[str, str]) -> BlockPar
         if full in tied:
             skipped.append((full, f"tied to `{tied[full]}`"))
         elif _is_stack(weight):
-            found = _stacked(name, weight, weights)
+            found = _stacked(name, weight, weights, hidden)
             matrices += found
             if not found:
                 skipped.append((full, "stacked experts whose layout can't be told"))
@@ -158,8 +159,9 @@ def _expert_holders(block: nn.Module, weights: list[_Weight]) -> dict[str, int]:
     """Return the modules that hold experts -> how many: stacked weights or a list of modules."""
     holders = {w.path: int(w.tensor.shape[0]) for w in weights if _is_stack(w)}
     for path, module in block.named_modules():
-        if isinstance(module, nn.ModuleList) and "expert" in path.rpartition(".")[2]:
-            holders[path] = len(module)
+        listed = isinstance(module, nn.ModuleList | nn.ModuleDict)
+        if listed and "expert" in path.rpartition(".")[2]:
+            holders[path] = sum(1 for _ in module.children())
     return holders
 
 
@@ -185,7 +187,12 @@ def _not_a_matrix(weight: _Weight, experts: Mapping[str, int]) -> str | None:
 
 
 def _is_router(weight: _Weight, experts: Mapping[str, int]) -> bool:
-    """Return whether the weight scores experts: it stands beside them and has a row for each."""
+    """Return whether the weight scores experts or paths.
+
+    It is called a router, or stands beside experts and is called a gate or has a row for each.
+    """
+    if "router" in weight.path:
+        return True
     for holder, count in experts.items():
         parent = holder.rpartition(".")[0]
         inside = weight.path.removeprefix(f"{parent}." if parent else "")
@@ -193,8 +200,8 @@ def _is_router(weight: _Weight, experts: Mapping[str, int]) -> bool:
             continue
         first, _, deeper = inside.partition(".")
         rows = int(weight.tensor.shape[0])
-        if first == "gate" or "router" in first or (not deeper and rows == count):
-            return rows > 1 or "router" in first
+        if rows > 1 and (first == "gate" or (not deeper and rows == count)):
+            return True
     return False
 
 
@@ -203,7 +210,8 @@ def _plain(block: str, weight: _Weight, experts: Mapping[str, int]) -> Matrix:
     transposed = isinstance(weight.owner, Conv1D)
     out, into = weight.tensor.shape[::-1] if transposed else weight.tensor.shape
     within = [h for h in experts if weight.path.startswith(f"{h}.")]
-    number = re.match(r"\d+", weight.path[len(within[0]) + 1 :]) if within else None
+    key = weight.path[len(within[0]) + 1 :].partition(".")[0] if within else ""  # 3, expert_3
+    number = re.search(r"\d+$", key)
     return Matrix(
         name=f"{block}.{weight.path}",
         module=f"{block}.{weight.path}",
@@ -217,9 +225,11 @@ def _plain(block: str, weight: _Weight, experts: Mapping[str, int]) -> Matrix:
     )
 
 
-def _stacked(block: str, weight: _Weight, weights: list[_Weight]) -> list[Matrix]:
+def _stacked(
+    block: str, weight: _Weight, weights: list[_Weight], hidden: int | None
+) -> list[Matrix]:
     """Return one Matrix per expert and logical part of a stacked parameter; none if unclear."""
-    transposed = _is_transposed(weight, weights)
+    transposed = _is_transposed(weight, weights, hidden)
     if transposed is None:
         return []
     count, first, second = (int(size) for size in weight.tensor.shape)
@@ -263,16 +273,27 @@ def _partners(weight: _Weight, weights: list[_Weight]) -> list[_Weight]:
         for other in weights
         if other is not weight
         and _is_stack(other)
-        and other.tensor.shape[0] == weight.tensor.shape[0]
         and (other.path == weight.path or other.path.rpartition(".")[0] == parent)
     ]
 
 
-def _is_transposed(weight: _Weight, weights: list[_Weight]) -> bool | None:
+def _hidden_size(block: nn.Module) -> int | None:
+    """Return the width of the block's residual stream: that of most of its norms."""
+    widths = Counter(
+        parameter.numel()
+        for module in block.modules()
+        if is_norm(module)
+        for parameter in module.parameters()
+    )
+    return widths.most_common(1)[0][0] if widths else None
+
+
+def _is_transposed(weight: _Weight, weights: list[_Weight], hidden: int | None) -> bool | None:
     """Return whether a stacked weight is [experts, in, out]; None if nothing tells.
 
     The owner says so by a flag or by its sizes. Else a gate-and-up weight and its down projection
-    tell: [E, 2I, H] goes with [E, H, I], and [E, H, 2I] with [E, I, H]; no sizes fit both.
+    tell: [E, 2I, H] goes with [E, H, I], and [E, H, 2I] with [E, I, H]; no sizes fit both. Last,
+    gate and up read the residual stream and down writes to it, if their sizes differ.
     """
     owner, shape = weight.owner, tuple(weight.tensor.shape[1:])
     flag = getattr(owner, "is_transposed", None)
@@ -287,6 +308,9 @@ def _is_transposed(weight: _Weight, weights: list[_Weight]) -> bool | None:
             return False
         if (b == 2 * c and a == d) or (d == 2 * a and c == b):
             return True
+    role = role_of_name(weight.leaf)
+    if hidden in shape and shape[0] != shape[1] and role in {"gate", "up", "down"}:
+        return (shape[0] if role == "down" else shape[1]) != hidden
     return None
 
 

@@ -8,7 +8,7 @@ neither tells is "other", which is no error: a role only groups matrices in tabl
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 ROLES = (
     *("q", "k", "v", "o", "qkv", "kv", "gate", "up", "down", "gate_up", "fc1", "fc2"),
@@ -16,29 +16,40 @@ ROLES = (
 )
 
 _NAMES = {
-    "q": ("q_proj", "query", "q", "q_lin", "wq", "q_attn", "query_proj", "linear_q", "q_b_proj"),
-    "k": ("k_proj", "key", "k", "k_lin", "wk", "key_proj", "linear_k"),
-    "v": ("v_proj", "value", "v", "v_lin", "wv", "value_proj", "linear_v"),
-    "o": ("o_proj", "o", "out_lin", "linear_out", "to_out"),
+    "q": (
+        *("q_proj", "query", "q", "q_lin", "wq", "q_attn", "query_proj", "linear_q", "q_head"),
+        *("to_q", "to_query", "project_q", "projection_query", "q_a_proj", "q_b_proj"),
+    ),
+    "k": (
+        *("k_proj", "key", "k", "k_lin", "wk", "key_proj", "linear_k", "k_head"),
+        *("to_k", "to_key", "project_k", "projection_key"),
+    ),
+    "v": (
+        *("v_proj", "value", "v", "v_lin", "wv", "value_proj", "linear_v", "v_head"),
+        *("to_v", "to_value", "project_v", "projection_value"),
+    ),
+    "o": ("o_proj", "o", "out_lin", "linear_out", "to_out", "attention_out", "post_proj"),
     "qkv": ("qkv_proj", "qkv", "query_key_value", "wqkv", "c_attn", "att_proj", "in_proj_qkv"),
-    "kv": ("kv_proj", "kv", "kv_b_proj", "key_value", "kv_a_proj_with_mqa"),
-    "gate": ("gate_proj", "wi_0", "gate"),
-    "up": ("up_proj", "wi_1"),
-    "down": ("down_proj",),
+    "kv": ("kv_proj", "kv", "to_kv", "kv_b_proj", "key_value", "kv_a_proj_with_mqa"),
+    "gate": ("gate_proj", "wi_0", "gate", "proj_up_gate"),
+    "up": ("up_proj", "wi_1", "proj_up"),
+    "down": ("down_proj", "proj_down"),
     "gate_up": ("gate_up_proj", "gate_and_up_proj"),
     "fc1": (
-        *("fc1", "fc_in", "c_fc", "lin1", "linear1", "linear_1", "dense_h_to_4h", "wi"),
-        *("input_linear", "intermediate_dense", "dense1", "ff_proj"),
+        *("fc1", "fc_in", "c_fc", "lin1", "linear1", "linear_1", "linear_fc1", "dense_h_to_4h"),
+        *("wi", "input_linear", "intermediate", "dense1", "ffn", "pwconv1"),
     ),
     "fc2": (
-        *("fc2", "fc_out", "lin2", "linear2", "linear_2", "dense_4h_to_h", "output_linear"),
-        *("output_dense", "dense2", "ff_out"),
+        *("fc2", "fc_out", "lin2", "linear2", "linear_2", "linear_fc2", "dense_4h_to_h"),
+        *("output_linear", "ffn_output", "dense2", "pwconv2"),
     ),
 }
 _ROLE_OF = {name: role for role, names in _NAMES.items() for name in names}
 # Attention output or second feed-forward layer, by where they stand.
-_SECOND = {"dense", "c_proj", "out_proj", "proj", "wo", "output", "out"}
+_SECOND = {"dense", "c_proj", "out_proj", "proj", "projection", "wo", "output", "out"}
 _ATTENTION = {"q", "qkv"}
+_FIRST = {"fc1", "gate", "up", "gate_up"}
+_HOLDERS = {"intermediate": "fc1", "output": "fc2"}  # bert's dense layers lie in these
 
 
 def role_of_name(leaf: str) -> str:
@@ -71,13 +82,12 @@ def _in_place(path: str, roles: Mapping[str, str], attention: set[str]) -> str:
         return {"w1": "gate" if gated else "fc1", "w2": "fc2", "w3": "up"}[leaf]
     if leaf not in _SECOND:
         return role
-    if _ancestors([path]) & attention:
-        return "o"
-    holder = parent.rpartition(".")[2].lower()
-    if leaf == "dense":
-        return {"intermediate": "fc1", "output": "fc2"}.get(holder, "other")
-    first = {"fc1", "gate", "up", "gate_up"}
-    return "fc2" if first & set(_beside(path, roles).values()) else "other"
+    if _FIRST & set(_beside(path, roles).values()):
+        return "fc2"
+    held = _HOLDERS.get(parent.rpartition(".")[2].partition("_")[0]) if leaf == "dense" else None
+    if held == "fc1":
+        return held
+    return "o" if _ancestors([path]) & attention else held or "other"
 
 
 def _gated(path: str, roles: Mapping[str, str], shapes: Mapping[str, tuple[int, int]]) -> str:
@@ -103,10 +113,10 @@ def _beside(path: str, roles: Mapping[str, str]) -> dict[str, str]:
     return {p: r for p, r in roles.items() if p != path and p.rpartition(".")[0] == parent}
 
 
-def _ancestors(paths: object) -> set[str]:
+def _ancestors(paths: Iterable[str]) -> set[str]:
     """Return all modules strictly above the given ones, the block itself left out."""
     above: set[str] = set()
-    for path in paths:  # type: ignore[attr-defined]
+    for path in paths:
         parent = path.rpartition(".")[0]
         while parent:
             above.add(parent)
