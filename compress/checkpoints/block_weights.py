@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from compress.checkpoints.anatomy import Block, matrix_view
+from compress.checkpoints.anatomy import Block, Matrix, matrix_view
 from compress.errors import near_names
 
 
@@ -146,7 +146,7 @@ class BlockWeights:
             or self._base[name]._version != self._versions[name]
         )
 
-    def _matrix(self, name: str):  # noqa: ANN202
+    def _matrix(self, name: str) -> Matrix:
         if name not in self._matrices:
             raise KeyError(
                 f"`{self.block.name}` has no matrix `{name}`; {near_names(name, self._matrices)}"

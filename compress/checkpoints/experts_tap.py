@@ -155,7 +155,7 @@ class ExpertsTap:
 
 
 def _tapped_experts(
-    self: Any,  # noqa: ANN401  (any family's experts module)
+    self: Any,
     hidden_states: Tensor,
     top_k_index: Tensor,
     top_k_weights: Tensor,

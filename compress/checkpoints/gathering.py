@@ -108,9 +108,10 @@ def first_tensor(output: object) -> Tensor | None:
     """Return the hidden states in what a block returned: a tensor, or the first one in it."""
     if isinstance(output, Tensor):
         return output
-    values = output.values() if isinstance(output, Mapping) else output
-    if isinstance(values, list | tuple) or isinstance(output, Mapping):
-        return next((value for value in values if isinstance(value, Tensor)), None)  # type: ignore[union-attr]
+    if isinstance(output, Mapping):
+        output = tuple(output.values())
+    if isinstance(output, list | tuple):
+        return next((value for value in output if isinstance(value, Tensor)), None)
     return None
 
 

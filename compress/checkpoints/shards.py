@@ -88,7 +88,7 @@ class ShardWriter:
         kept = {name: value for name, value in tensors.items() if name not in left_out}
         if self.mapping is not None:
             # Every partial load overwrites this list by what that part alone needed.
-            self.model._weight_conversions = list(self.mapping)
+            self.model._weight_conversions = list(self.mapping)  # type: ignore[assignment]
         with torch.no_grad():
             reverted = revert_weight_conversion(self.model, kept)
         return {name: value.detach().cpu().contiguous() for name, value in reverted.items()}

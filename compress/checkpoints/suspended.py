@@ -69,13 +69,13 @@ class Gates:
         for module in self._modules.values():
             module.__dict__.pop("forward", None)
 
-    def run(self, call: Call) -> Any:  # noqa: ANN401  (blocks return tensors, tuples, dicts)
+    def run(self, call: Call) -> Any:
         """Run the block of `call` and return what its own code returns."""
         return call.context.copy().run(self._original[call.name], *call.args, **call.kwargs)
 
 
 def _gate(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
-    def forward(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    def forward(*args: Any, **kwargs: Any) -> Any:
         current: Forward | None = getattr(_here, "forward", None)
         if current is None:
             return original(*args, **kwargs)
@@ -151,7 +151,7 @@ class Forward:
             _here.forward = None
             self._back.put(None)
 
-    def _stop(self, call: Call) -> Any:  # noqa: ANN401
+    def _stop(self, call: Call) -> Any:
         self.call = call
         del call
         self._back.put(None)

@@ -15,7 +15,7 @@ Seen = Callable[[Matrix, Tensor], None]
 """Called with a matrix and its inputs [n, in]."""
 
 
-class Enough(Exception):  # noqa: N818  (no error: it ends a run whose rest nobody needs)
+class Enough(Exception):
     """Ends a block's run early: all that was wanted has been seen. Caught by the walk."""
 
 
@@ -81,7 +81,7 @@ class InputTaps:
     def _tapped(
         self, name: str, matrices: list[Matrix], original: Callable[..., Any]
     ) -> Callable[..., Any]:
-        def forward(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        def forward(*args: Any, **kwargs: Any) -> Any:
             rows = self._rows.of(args[0] if args else next(iter(kwargs.values())), name)
             for matrix in matrices:
                 self._seen(matrix, rows)

@@ -1,0 +1,109 @@
+"""Where a walk's blocks come from and go to: the checkpoint, memory, and the written parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from compress.checkpoints.anatomy import Block
+from compress.checkpoints.block_weights import BlockWeights
+from compress.checkpoints.loader import REST, BlockLoader
+from compress.checkpoints.shards import ShardWriter
+
+
+class Finished(NamedTuple):
+    """What an earlier run noted about a block that it finished.
+
+    Attributes:
+        untouched: (matrix or parameter, reason) of what it did not edit.
+        dropped: the streams that ended at this block.
+    """
+
+    untouched: list[tuple[str, str]]
+    dropped: set[str]
+
+
+class BlockStore:
+    """Loads blocks, at most one at a time, and writes them.
+
+    Args:
+        loader: reads the checkpoint.
+        writers: stream -> where its blocks go.
+    """
+
+    def __init__(self, loader: BlockLoader, writers: Mapping[str, ShardWriter]) -> None:
+        self.loader = loader
+        self._writers = writers
+        self._loaded: BlockWeights | None = None
+
+    def clear(self) -> None:
+        """Remove what earlier runs wrote."""
+        for writer in self._writers.values():
+            writer.clear()
+
+    def load(self, block: Block, streams: Sequence[str]) -> BlockWeights:
+        """Return the block as the checkpoint has it; the one before is unloaded."""
+        self.unload()
+        self.loader.load(block.name)
+        return self._hold(block, streams)
+
+    def load_edited(self, block: Block, streams: Sequence[str]) -> BlockWeights:
+        """Return the block as the walk left it: still loaded, or from its written parts."""
+        if self._loaded is not None and self._loaded.block is block:
+            return self._loaded
+        self.unload()
+        written = {s: w for s, w in self._writers.items() if block.name in w.parts()}
+        if len(streams) == 1 and streams[0] in written:
+            self.loader.load(block.name, written[streams[0]].read(block.name))
+            return self._hold(block, streams)
+        versions = {}
+        for stream in set(streams) & set(written):
+            self.loader.load(block.name, written[stream].read(block.name))
+            versions[stream] = self.loader.tensors(block.name)
+        self.loader.load(block.name)
+        weights = self._hold(block, streams)
+        for stream, tensors in versions.items():
+            weights.adopt(stream, tensors)
+        return weights
+
+    def unload(self) -> None:
+        """Free the loaded block."""
+        if self._loaded is not None:
+            self.loader.unload(self._loaded.block.name)
+            self._loaded = None
+
+    def finished(self, block: Block, streams: Sequence[str]) -> Finished | None:
+        """Return an earlier run's note on a block that it wrote for every stream it edited."""
+        writers = {s: w for s, w in self._writers.items() if s in streams}
+        written = [w for w in writers.values() if block.name in w.parts()]
+        if not written:
+            return None
+        note = written[0].note(block.name)
+        dropped, edited = set(note.get("dropped", ())), set(note.get("edited", ()))
+        if len(written) < len(set(writers) - dropped) or not edited <= set(self._writers):
+            return None
+        return Finished([(name, reason) for name, reason in note.get("untouched", ())], dropped)
+
+    def write(self, weights: BlockWeights, untouched: list[tuple[str, str]]) -> None:
+        """Write an edited block for every stream that has a writer."""
+        note = {
+            "untouched": untouched,
+            "edited": [stream for stream in weights.streams if weights.differs(stream)],
+            "dropped": sorted(weights.dropped),
+        }
+        for stream, writer in self._writers.items():
+            if stream in weights.streams:
+                writer.write(weights.block.name, weights.tensors(stream), note)
+
+    def write_rest(self) -> None:
+        """Write what lies outside the blocks, where that hasn't been done."""
+        waiting = [writer for writer in self._writers.values() if REST not in writer.parts()]
+        if waiting:
+            self.loader.load_rest()
+        for writer in waiting:
+            writer.write(REST, self.loader.tensors(REST))
+
+    def _hold(self, block: Block, streams: Sequence[str]) -> BlockWeights:
+        names = self.loader.names(block.name)
+        self._loaded = BlockWeights(block, self.loader.model, names, streams)
+        return self._loaded
