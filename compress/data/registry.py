@@ -138,9 +138,7 @@ def _corpus(name: str, node: yaml.Node, path: Path) -> Corpus:
         if key not in values:
             raise RequestError(f"{_where(path, node)}: corpus `{name}` lacks `{key}`")
     if ("hub" in values) == ("local" in values):
-        raise RequestError(
-            f"{_where(path, node)}: corpus `{name}` needs `hub` or `local`, not both"
-        )
+        raise RequestError(f"{_where(path, node)}: corpus `{name}` needs either `hub` or `local`")
     if "hub" in values and "splits" not in values:
         raise RequestError(f"{_where(path, node)}: corpus `{name}` lacks `splits`")
     if values["column"] not in values["columns"]:

@@ -8,6 +8,7 @@ is not an existing path.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +77,7 @@ def _parse_one(text: str) -> DataSpec:
         )
     readings = _readings(text)
     known = load_registry()
-    spec = next((r for r in readings if r.is_path or r.name in known), readings[-1])
+    spec = next((r for r in readings if r.is_path or r.name in known), _plain(readings))
     if spec.column == "":
         raise RequestError(f"data spec `{text}` has an empty column name after `:`")
     _check_format(spec)
@@ -84,18 +85,24 @@ def _parse_one(text: str) -> DataSpec:
 
 
 def _readings(text: str) -> list[DataSpec]:
-    """Return the ways to read a spec, the least split first."""
+    """Return the ways to read a spec: whole, with `@FORMAT` taken off, and without one."""
     bodies = [(text, "raw")]
-    if "@" in text:
-        body, _, form = text.rpartition("@")
-        bodies.append((body, form))
-    readings = []
+    body, at, form = text.rpartition("@")
+    if at and re.fullmatch(r"[\w-]*", form):  # else the @ stands in a path
+        bodies.insert(0, (body, form))
+    readings = [DataSpec(text, text)]
     for body, form in bodies:
         readings.append(DataSpec(text, body, None, form))
         if ":" in body:
             name, _, column = body.rpartition(":")
             readings.append(DataSpec(text, name, column, form))
     return readings
+
+
+def _plain(readings: list[DataSpec]) -> DataSpec:
+    """Return the reading of a spec of which nothing exists: all that its first form splits off."""
+    formed = [reading for reading in readings[1:] if reading.format == readings[1].format]
+    return formed[-1]
 
 
 def _check_format(spec: DataSpec) -> None:

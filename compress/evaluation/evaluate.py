@@ -50,6 +50,11 @@ class Measures:
             entry["speed"] = self.speed.as_receipt()
         return entry
 
+    def as_items(self) -> dict[str, Any]:
+        """The outcome of every window and item, by which reports pair two runs."""
+        windows = {key: value.losses.tolist() for key, value in self.perplexity.items()}
+        return {"perplexity": windows, "tasks": {k: dict(v.items) for k, v in self.tasks.items()}}
+
     def to_json(self) -> str:
         """Everything, outcomes included, as JSON that `from_json` reads back to the last bit."""
         perplexities = {

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -43,10 +43,10 @@ class Perplexity:
     stderr: float | None
     tokens: int
     losses: torch.Tensor
+    weights: torch.Tensor
     seqlen: int
     digest: str
     stride: int | None = None
-    weights: torch.Tensor = field(default_factory=lambda: torch.empty(0))
 
     def as_receipt(self) -> dict[str, Any]:
         """The receipt's entry; what was not measured is absent."""

@@ -90,10 +90,11 @@ class TaskSet:
         missing = [name for name in self.names if name not in own]
         if missing:
             mentioned, known = harness_names(missing)
-            if mentioned == set(missing):  # else don't build an index that can't help
+            if mentioned == set(missing):  # else an index would take its time to be of no use
                 manager = TaskManager(include_path=where, include_defaults=True)
+                mentioned &= set(manager.all_tasks)
             for name in missing:
-                if name not in mentioned or name not in manager.all_tasks:
+                if name not in mentioned:
                     hint = _near_tasks(name, own, known)
                     raise RequestError(f"unknown task `{name}`", hint=hint)
         groups: dict[str, list[str]] = {}
