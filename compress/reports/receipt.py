@@ -272,9 +272,9 @@ def device_info(device: object = "cpu") -> DeviceInfo:
     """
     import torch
 
-    name = str(device)
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+    from compress.checkpoints.placement import resolve_device
+
+    name = resolve_device("auto") if str(device) == "auto" else str(device)
     kind = name.partition(":")[0]
     if kind == "cuda":
         return DeviceInfo(torch.cuda.get_device_name(name), 1, {"type": "cuda"})
