@@ -9,6 +9,7 @@ import click
 from compress.cli import options as opt
 from compress.cli.options import option
 from compress.cli.session import session
+from compress.errors import RequestError
 
 REMOVE = opt.options(
     option(
@@ -209,6 +210,8 @@ def command(model: str, as_json: bool, quiet: bool, **given: Any) -> None:
     Zeros alone don't make inference faster or the files smaller: see --pattern.
     Needs about 2 forward passes over the calibration set (none with magnitude).
     """
+    if given["output"] is None and not given["dry_run"]:
+        raise RequestError("no output directory", "add `-o OUT`, or `--dry-run` to see the plan")
     with session(as_json, quiet) as out:
         from compress.sparsity.command import alpha_prune
 

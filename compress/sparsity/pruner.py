@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from compress.calibration.statistics import ColumnNorms, Gram
 from compress.checkpoints.anatomy import Block, Matrix
 from compress.checkpoints.walk import BlockWeights
+from compress.checkpoints.workspace import writing
 from compress.errors import RequestError
 from compress.sparsity.allocators import OWL_MULTIPLE, outlier_share
 from compress.sparsity.masks import magnitude_mask, nm_mask, wanda_mask_counts, wanda_score
 from compress.sparsity.sparsegpt import sparsegpt
 
 STREAM = "pruned"
-METHODS = {
-    "magnitude": "smallest |weight| of the matrix; needs no data",
-    "wanda": "smallest |weight| x input norm of each output row",
-    "sparsegpt": "second-order choice and update, column blocks of 128",
-}
 TRUE_SEQUENTIAL = (
     ("q", "k", "v", "qkv"),
     ("o",),
@@ -63,7 +60,7 @@ class InputStatistics:
             return
         own = self.values.get(name)
         if own is None:
-            own = self.values[name] = self.make(inputs.shape[-1], name=name, device=inputs.device)
+            own = self.values[name] = self.make(name)
         own.add(inputs)
         # Only the newest input of each statistic is kept, so at most one batch is held alive.
         self._last = {k: v for k, v in self._last.items() if v[1] is not own}
@@ -85,11 +82,12 @@ class Pruner:
 
     Args:
         targets: matrix name to what it loses; matrices that aren't named stay as they are.
-        method: a name of METHODS.
+        method: magnitude, wanda or sparsegpt.
         damp: SparseGPT's damping, a fraction of the mean diagonal.
         block_size: SparseGPT's column block.
         true_sequential: attention inputs, attention output, MLP inputs and MLP output are pruned
             one after the other, each seeing the ones before it pruned.
+        notes_file: where notes are kept across an interruption, a line per finished block.
     """
 
     def __init__(
@@ -100,13 +98,16 @@ class Pruner:
         damp: float = 0.01,
         block_size: int = 128,
         true_sequential: bool = False,
+        notes_file: Path | None = None,
     ) -> None:
         self.targets = targets
         self.method = method
         self.damp = damp
         self.block_size = block_size
         self.true_sequential = true_sequential
-        self.notes: list[str] = []
+        self.notes_file = notes_file
+        self._notes: list[str] = []
+        self._by_block: dict[str, list[str]] = {}
         self._statistics = InputStatistics(Gram if method == "sparsegpt" else ColumnNorms)
 
     def stages(self, block: Block) -> list[list[str]]:
@@ -133,13 +134,30 @@ class Pruner:
             self._prune(name, view, self.targets[name])
 
     def finish(self, block: Block, weights: BlockWeights) -> None:
-        """Drop the block's statistics."""
+        """Drop the block's statistics and keep its notes."""
         self._statistics.clear()
+        if self._notes:
+            self._by_block[block.name] = self._notes
+            if self.notes_file is not None:
+                line = json.dumps({"block": block.name, "notes": self._notes})
+                with writing(self.notes_file), self.notes_file.open("a", encoding="utf-8") as file:
+                    file.write(line + "\n")
+            self._notes = []
+
+    def notes(self) -> tuple[str, ...]:
+        """What was odd, those of an interrupted run included; a block pruned twice counts once."""
+        found = {}
+        if self.notes_file is not None and self.notes_file.is_file():
+            for line in self.notes_file.read_text(encoding="utf-8").splitlines():
+                if line.endswith("}"):  # a kill may leave half a line, of a block not yet written
+                    entry = json.loads(line)
+                    found[entry["block"]] = entry["notes"]
+        return tuple(note for notes in {**found, **self._by_block}.values() for note in notes)
 
     def _prune(self, name: str, view: Tensor, target: Target) -> None:
         statistic = self._statistics.get(name)
         if self.method != "magnitude" and statistic is None:
-            self.notes.append(f"{name}: no calibration token reached it; pruned by magnitude")
+            self._notes.append(f"{name}: no calibration token reached it; pruned by magnitude")
         if target.pattern is None and target.zeros == 0:
             return
         if self.method == "sparsegpt" and statistic is not None:
@@ -153,7 +171,7 @@ class Pruner:
                 name=name,
             )
             if result.note:
-                self.notes.append(f"{name}: {result.note}")
+                self._notes.append(f"{name}: {result.note}")
             view.copy_(result.weight)
             return
         view.masked_fill_(~self._mask(name, view, target, statistic), 0)
@@ -204,8 +222,3 @@ class OutlierMeter:
     def finish(self, block: Block, weights: BlockWeights) -> None:
         """Drop the block's statistics."""
         self._statistics.clear()
-
-
-def count_zeros(tensor: Tensor) -> int:
-    """How many entries are exactly zero."""
-    return int(tensor.numel() - torch.count_nonzero(tensor))

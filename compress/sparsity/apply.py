@@ -1,0 +1,121 @@
+"""A plan carried out: the walk with the pruner, and the directory that becomes the result."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from compress.checkpoints.placement import resolve_dtype
+from compress.checkpoints.source import Source
+from compress.checkpoints.walk import open_writer, walk
+from compress.checkpoints.workspace import Workspace, copy_companions, writing
+from compress.progress import Progress
+from compress.sparsity.pruner import STREAM, OutlierMeter, Pruner, Target
+from compress.sparsity.settings import AlphaPruneSettings
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What carrying out a plan took.
+
+    Attributes:
+        passes: block forward passes over the calibration set, by the number of blocks.
+        peak_bytes: largest anonymous memory (on a GPU: allocation) seen between phases.
+        notes: what was odd, for the receipt.
+        untouched: number of matrices and other parameters of the blocks left as they were.
+    """
+
+    passes: float
+    peak_bytes: int
+    notes: tuple[str, ...]
+    untouched: int
+
+
+def prune(
+    source: Source,
+    batches: Sequence[dict[str, Tensor]],
+    targets: Mapping[str, Target],
+    settings: AlphaPruneSettings,
+    workspace: Workspace,
+    device: str,
+    progress: Progress,
+) -> Applied:
+    """Prune block by block into the workspace's parts, and lay out its result.
+
+    What an interrupted run has finished there is kept: the parts are the journal.
+    """
+    dtype = resolve_dtype(settings.dtype)
+    needs_inputs = settings.method != "magnitude"
+    pruner = Pruner(
+        targets,
+        settings.method,
+        damp=settings.damp,
+        block_size=settings.block_size,
+        true_sequential=settings.propagate == "true-sequential",
+        notes_file=workspace.path / "notes.jsonl",
+    )
+    writer = open_writer(workspace.path / "parts", source, dtype=dtype)
+    report = walk(
+        source,
+        batches if needs_inputs else [],
+        pruner,
+        writer,
+        device=device,
+        dtype=dtype,
+        streams=(STREAM,),
+        progress=_renamed(progress, "prune"),
+        resume=True,  # a new workspace has no parts
+        propagate="dense" if settings.propagate == "dense" else "edited",
+    )
+    writer.join(workspace.result)
+    _write_config(source, workspace.result, dtype)
+    copy_companions(source.companions(), workspace.result)
+    return Applied(report.passes, report.peak_bytes, pruner.notes(), len(report.untouched))
+
+
+def measure_outliers(
+    source: Source,
+    batches: Sequence[dict[str, Tensor]],
+    names: set[str],
+    multiple: float,
+    device: str,
+    progress: Progress,
+) -> dict[str, float]:
+    """OWL's share of outliers of every block, by one dense pass over the calibration set."""
+    meter = OutlierMeter(names, multiple)
+    walk(
+        source,
+        batches,
+        meter,
+        device=device,
+        streams=(STREAM,),
+        progress=_renamed(progress, "outliers"),
+        propagate="dense",
+    )
+    return meter.shares
+
+
+def _write_config(source: Source, directory: Path, dtype: torch.dtype | None) -> None:
+    """Copy config.json as it is; only a dtype that was asked for is written into it."""
+    with writing(directory):
+        if dtype is None or dtype == source.dtype:
+            shutil.copyfile(source.directory / "config.json", directory / "config.json")
+            return
+        config = json.loads((source.directory / "config.json").read_text(encoding="utf-8"))
+        config.pop("torch_dtype", None)
+        config["dtype"] = str(dtype).removeprefix("torch.")
+        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        (directory / "config.json").write_text(text, encoding="utf-8")
+
+
+def _renamed(progress: Progress, job: str) -> Progress:
+    def call(task: str, done: int, total: int, note: str = "") -> None:
+        progress(job, done, total, note)
+
+    return call

@@ -1,0 +1,385 @@
+"""`alpha-prune` from a model to a receipt: measure, plan, apply, save, score before and after."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from compress.checkpoints.anatomy import Anatomy, Matrix, read_anatomy
+from compress.checkpoints.census import census
+from compress.checkpoints.loader import skeleton
+from compress.checkpoints.placement import resolve_device, resolve_dtype
+from compress.checkpoints.plan import Plan, read_plan
+from compress.checkpoints.save import load, save
+from compress.checkpoints.source import Source, open_source
+from compress.checkpoints.workspace import Workspace, check_output
+from compress.data.packing import CalibrationReport, prepare_calibration
+from compress.errors import RequestError, near_names
+from compress.evaluation.evaluate import Measures, Request, check_request, compare, measure
+from compress.progress import Progress, silent
+from compress.reports.clock import Clock
+from compress.reports.headers import header_line, model_line, plan_line
+from compress.reports.receipt import Receipt, write_atomic, write_items
+from compress.sparsity import planning
+from compress.sparsity.apply import Applied, measure_outliers, prune
+from compress.sparsity.settings import AlphaPruneSettings
+from compress.spectra.metrics import METRICS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Say = Callable[[str], None]
+DEFAULT_SEQLEN = 2048
+PLAN_FILE = "plan.json"
+ZEROS_NOTE = (
+    "zeros are stored dense: the files are as large as before, and no engine here skips zeros"
+)
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """What `alpha_prune` did.
+
+    Attributes:
+        plan: the counts of zeros, a row per matrix.
+        receipt: what was measured; None after a dry run.
+        output: the directory written; None after a dry run or when none was asked for.
+        model: the pruned model in memory, where no output was asked for.
+    """
+
+    plan: Plan
+    receipt: Receipt | None = None
+    output: Path | None = None
+    model: PreTrainedModel | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The receipt, or the plan after a dry run, as JSON types."""
+        return self.plan.as_dict() if self.receipt is None else self.receipt.as_dict()
+
+    def render(self) -> str:
+        """The receipt, or the plan after a dry run, as a table for people."""
+        from compress.reports.tables import plan_table, receipt_table
+
+        if self.receipt is None:
+            return plan_table(self.plan.rows)
+        return receipt_table(self.receipt, output=self.output)
+
+
+@dataclass
+class _Job:
+    """The model and what the steps share."""
+
+    source: Source
+    settings: AlphaPruneSettings
+    anatomy: Anatomy
+    matrices: list[Matrix]
+    request: Request
+    device: str
+    progress: Progress
+    clock: Clock
+    notes: list[str] = field(default_factory=list)
+    batches: list[dict[str, Tensor]] = field(default_factory=list)
+    data: CalibrationReport | None = None
+
+
+def alpha_prune(
+    model: str | Path | PreTrainedModel,
+    output: str | Path | None = None,
+    *,
+    plan: str | Path | Plan | None = None,
+    plan_out: str | Path | None = None,
+    dry_run: bool = False,
+    resume: bool = False,
+    overwrite: bool = False,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    trust_remote_code: bool = False,
+    before: Measures | None = None,
+    progress: Progress = silent,
+    say: Say = lambda text: None,
+    **options: Any,
+) -> PruneResult:
+    """Zero the least useful weights of a model, more in layers that look under-trained.
+
+    Args:
+        model: a local directory, a Hub id, or a model in memory (which stays as it is).
+        output: the directory to make; None gives the pruned model in `result.model`.
+        plan: a plan or plan file to use instead of an allocation.
+        plan_out: where to save the plan as well.
+        dry_run: stop after the plan; nothing else is written.
+        resume: go on from an interrupted run's journal in `OUT.partial`.
+        overwrite: replace a non-empty output, at the end.
+        tokenizer: of a model in memory, where text is read.
+        revision, token, trust_remote_code: of a Hub model.
+        before: measures of the dense model, to spare measuring it again.
+        progress, say: told where the job stands; say gets lines for the reader.
+        options: fields of AlphaPruneSettings, such as sparsity, method, calib, ppl.
+
+    Returns:
+        The plan, the receipt and where the model lies.
+
+    Raises:
+        RequestError: something about the request is wrong; nothing was written.
+        RunError: the run failed part-way; what was finished is kept for `resume`.
+
+    Source: Lu et al., AlphaPruning, arXiv:2410.10912.
+    """
+    settings = _settings(options)
+    again = {"plan": plan, "plan_out": plan_out, "dry_run": dry_run, "resume": resume}
+    again |= {"overwrite": overwrite, "before": before, "progress": progress, "say": say}
+    if not isinstance(model, (str, Path)):
+        with tempfile.TemporaryDirectory(prefix="compress-") as scratch:
+            place = Path(scratch) / "model"
+            save(model, place)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(place)
+            return alpha_prune(place, output, **again, **options)
+    if output is None and not dry_run:
+        with tempfile.TemporaryDirectory(prefix="compress-") as scratch:
+            hub = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
+            done = alpha_prune(model, Path(scratch) / "out", **again, **hub, **options)
+            return dataclasses.replace(done, output=None, model=load(Path(scratch) / "out"))
+    clock = Clock()
+    with clock("load"):
+        source = open_source(
+            model, revision=revision, token=token, trust_remote_code=trust_remote_code
+        )
+        if output is not None and not dry_run:
+            check_output(output, overwrite=overwrite or resume, source=source.directory)
+        job = _open_job(source, settings, progress, clock)
+    say(_describe_model(job))
+    with clock("measure"):
+        _load_data(job, say)
+        made = _make_plan(job, plan)
+    say(_describe_plan(made, settings, given=plan is not None))
+    if plan_out is not None:
+        made.write(Path(plan_out))
+    if dry_run:
+        return PruneResult(made)
+    assert output is not None
+    receipt = _run(job, made, Path(output), resume, overwrite, before)
+    return PruneResult(made, receipt, Path(output))
+
+
+def _settings(options: Mapping[str, Any]) -> AlphaPruneSettings:
+    known = {f.name for f in dataclasses.fields(AlphaPruneSettings)}
+    for name in options:
+        if name not in known:
+            raise TypeError(f"alpha_prune has no option `{name}`; {near_names(name, known)}")
+    settings = AlphaPruneSettings(**options)
+    settings.check(tuple(METRICS))
+    return settings
+
+
+def _open_job(
+    source: Source, settings: AlphaPruneSettings, progress: Progress, clock: Clock
+) -> _Job:
+    """Check all that can be checked without calibration text, every weight included."""
+    device = resolve_device(settings.device)
+    resolve_dtype(settings.dtype)
+    request = check_request(
+        ppl=settings.ppl,
+        tasks=settings.tasks,
+        task_dirs=settings.task_dirs,
+        source=source,
+        seqlen=settings.eval_seqlen,
+        stride=settings.stride,
+    )
+    anatomy = read_anatomy(skeleton(source))
+    matrices = planning.choose_matrices(anatomy, settings.skip)
+    source.check_finite(progress)
+    return _Job(source, settings, anatomy, matrices, request, device, progress, clock)
+
+
+def _load_data(job: _Job, say: Say) -> None:
+    """Read and pack the calibration text, where one is needed at all."""
+    settings = job.settings
+    if not settings.needs_data:
+        return
+    tokenizer = job.source.tokenizer()
+    if tokenizer is None:
+        raise RequestError(
+            f"`{job.source.name}` has no tokenizer, which the text of --calib needs",
+            "copy the tokenizer files into it, or use --method magnitude, which needs no text",
+        )
+    limit = job.source.token_limit()
+    seqlen = settings.seqlen or min(DEFAULT_SEQLEN, limit or DEFAULT_SEQLEN)
+    if limit is not None and seqlen > limit:
+        raise RequestError(
+            f"`--seqlen {seqlen}` is above the model's limit of {limit} tokens",
+            f"use `--seqlen {limit}` or less",
+        )
+    job.batches, job.data = prepare_calibration(
+        settings.calib,
+        tokenizer,
+        samples=settings.samples,
+        seqlen=seqlen,
+        seed=settings.seed,
+        batch_size=settings.batch_size,
+        held_out=settings.ppl,
+    )
+    if job.data.dropped_documents or job.data.dropped_windows:
+        job.notes.append(
+            f"calibration: left out {job.data.dropped_documents} documents and "
+            f"{job.data.dropped_windows} windows that are also in an evaluation text"
+        )
+    say(
+        header_line(
+            "data",
+            f"{settings.calib}, {settings.samples} × {seqlen} tokens, seed {settings.seed}",
+            f"evaluation {', '.join([*settings.ppl, *settings.tasks])}"
+            if settings.ppl or settings.tasks
+            else "",
+        )
+    )
+
+
+def _make_plan(job: _Job, plan: str | Path | Plan | None) -> Plan:
+    digest = job.source.digest()
+    if isinstance(plan, Plan):
+        return plan
+    if plan is not None:
+        names = [m.name for m in job.matrices]
+        return read_plan(Path(plan), command=planning.COMMAND, model_digest=digest, modules=names)
+    measured = planning.measure(
+        job.source,
+        job.anatomy,
+        job.matrices,
+        job.settings,
+        lambda wanted: measure_outliers(
+            job.source, job.batches, wanted, job.settings.owl_multiple, job.device, job.progress
+        ),
+        job.device,
+        job.progress,
+    )
+    job.notes.extend(measured.warnings)
+    return planning.make_plan(job.matrices, measured, job.settings, digest)
+
+
+def _run(
+    job: _Job, plan: Plan, output: Path, resume: bool, overwrite: bool, before: Measures | None
+) -> Receipt:
+    """Apply the plan in OUT.partial, score, and put the result in place."""
+    targets = planning.targets(plan, job.anatomy)
+    with Workspace.open(
+        output,
+        overwrite=overwrite,
+        resume=resume,
+        fingerprint=_fingerprint(job, plan),
+        source=job.source.directory,
+    ) as workspace:
+        if workspace.committed:
+            workspace.discard()
+            return Receipt.read(output)
+        if before is None:
+            before = _score_dense(job, workspace.path / "before.json")
+        with job.clock("apply"):
+            walked = prune(
+                job.source, job.batches, targets, job.settings, workspace, job.device, job.progress
+            )
+        plan.write(workspace.result / PLAN_FILE)
+        pruned = open_source(workspace.result)
+        after = _score(job, pruned)
+        receipt = _receipt(job, plan, walked, pruned, before, after)
+        receipt.write(workspace.result)
+        write_items(workspace.result, after.as_items())
+        with job.clock("save"):
+            workspace.commit()
+    return receipt
+
+
+def _fingerprint(job: _Job, plan: Plan) -> dict[str, Any]:
+    """What a resumed run must share with the interrupted one."""
+    return {
+        "command": planning.COMMAND,
+        "model": job.source.digest(),
+        "plan": plan.digest(),
+        "data": job.data.digest if job.data else None,
+        "options": job.settings.as_dict(),
+    }
+
+
+def _score_dense(job: _Job, kept: Path) -> Measures:
+    """Score the model as it is, or read what an interrupted run had found."""
+    if kept.is_file():
+        return Measures.from_json(kept.read_text(encoding="utf-8"))
+    found = _score(job, job.source)
+    write_atomic(kept, found.to_json())
+    return found
+
+
+def _score(job: _Job, source: Source) -> Measures:
+    settings = job.settings
+    if not (settings.ppl or settings.tasks or settings.speed):
+        return Measures()
+    with job.clock("evaluate"):
+        limit = job.source.token_limit()
+        return measure(
+            source.load(resolve_dtype(settings.dtype), job.device),
+            job.source.tokenizer(),
+            limit=settings.limit,
+            seqlen=settings.eval_seqlen or min(DEFAULT_SEQLEN, limit or DEFAULT_SEQLEN),
+            stride=settings.stride,
+            speed=settings.speed,
+            seed=settings.seed,
+            request=job.request,
+            progress=job.progress,
+        )
+
+
+def _receipt(
+    job: _Job, plan: Plan, walked: Applied, pruned: Source, before: Measures, after: Measures
+) -> Receipt:
+    with job.clock("save"):
+        counts = [census(source, job.progress)._asdict() for source in (job.source, pruned)]
+    return Receipt.build(
+        planning.COMMAND,
+        seed=job.settings.seed,
+        device=job.device,
+        settings=job.settings.as_dict(),
+        model={
+            "source": job.source.name,
+            "architecture": job.source.model_class().__name__,
+            "digest": job.source.digest(),
+        },
+        plan={"file": PLAN_FILE, "digest": plan.digest(), "rows": len(plan.rows)},
+        before={**counts[0], **before.as_receipt()},
+        after={**counts[1], **after.as_receipt()},
+        comparison=compare(before, after),
+        cost={
+            "seconds": job.clock.seconds,
+            "peak_bytes": walked.peak_bytes,
+            "passes": walked.passes,
+        },
+        notes=[ZEROS_NOTE, *job.notes, *walked.notes],
+        **({"calibration": job.data.as_dict()} if job.data else {}),
+    )
+
+
+def _describe_model(job: _Job) -> str:
+    return model_line(
+        job.source.name,
+        job.source.config.model_type,
+        len(job.anatomy.blocks),
+        job.source.parameters_on_disk(),
+        str(job.source.dtype).removeprefix("torch."),
+    )
+
+
+def _describe_plan(plan: Plan, settings: AlphaPruneSettings, given: bool) -> str:
+    if given:
+        rule = "shares of the plan given"
+    elif settings.pattern:
+        rule = f"{settings.pattern} everywhere"
+    elif settings.rule == "alpha":
+        rule = f"{settings.metric} by {settings.granularity}"
+    else:
+        rule = settings.rule
+    return plan_line(settings.method, rule, plan.rows)
