@@ -118,16 +118,16 @@ class Source:
             config.pop(volatile, None)
         whole.update(json.dumps(config, sort_keys=True).encode())
         with ThreadPoolExecutor(4) as pool:  # hashing releases the interpreter lock
-            for line in pool.map(self._tensor_digest, sorted(self.tensors)):
-                whole.update(line)
+            whole.update(b"".join(sorted(pool.map(_tensor_digest, self._mapped()))))
         return f"sha256:{whole.hexdigest()}"
 
-    def _tensor_digest(self, name: str) -> bytes:
-        stored, tensor = self.tensors[name], self.read([name])[name].contiguous()
-        own = hashlib.sha256()
-        for piece in tensor.reshape(-1).split(_CHUNK):
-            own.update(memoryview(piece.view(torch.uint8).numpy()))
-        return f"{name} {stored.dtype} {stored.shape} {own.hexdigest()}\n".encode()
+    def _mapped(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield every tensor, mapped, a file at a time: a header is parsed once, not per tensor."""
+        names: dict[Path, list[str]] = {}
+        for name, stored in self.tensors.items():
+            names.setdefault(stored.file, []).append(name)
+        for own in names.values():
+            yield from self.read(own).items()
 
     def companions(self) -> list[Path]:
         """Return the files that travel with the model byte for byte, in order of name.
@@ -267,15 +267,15 @@ class Source:
             RequestError: one holds NaN or an infinity; its name and how many are said.
         """
         total = len(self.tensors)
-        for done, (name, stored) in enumerate(self.tensors.items()):
+        for done, (name, tensor) in enumerate(self._mapped()):
             progress("check weights", done, total, name)
-            if not stored.dtype.is_floating_point:
+            if not tensor.is_floating_point():
                 continue
-            nan, infinite = _count_not_finite(self.read([name])[name])
+            nan, infinite = _count_not_finite(tensor)
             if nan or infinite:
                 raise RequestError(
-                    f"`{name}` in `{stored.file}` holds {nan} NaN and {infinite} infinite of "
-                    f"{stored.numel:,} values",
+                    f"`{name}` in `{self.tensors[name].file}` holds {nan} NaN and {infinite} "
+                    f"infinite of {tensor.numel():,} values",
                     "the checkpoint is damaged or diverged in training; take another one",
                 )
         progress("check weights", total, total)
@@ -322,6 +322,15 @@ def _other_weights(directory: Path) -> str:
         wanted = ", ".join(name for name in tensorfiles.WEIGHT_FILES if "index" not in name)
         return f"found {', '.join(f'`{name}`' for name in other[:4])}; needed: one of {wanted}"
     return "a config alone can only be trained from scratch, by the train-* commands"
+
+
+def _tensor_digest(item: tuple[str, torch.Tensor]) -> bytes:
+    """Return a line of a tensor's name, form and hash."""
+    name, tensor = item
+    own = hashlib.sha256()
+    for piece in tensor.contiguous().reshape(-1).split(_CHUNK):
+        own.update(memoryview(piece.view(torch.uint8).numpy()))
+    return f"{name} {tensor.dtype} {tuple(tensor.shape)} {own.hexdigest()}\n".encode()
 
 
 def _count_not_finite(tensor: torch.Tensor) -> tuple[int, int]:

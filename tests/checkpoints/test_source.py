@@ -126,6 +126,19 @@ class TestDigest:
         edit_json(copy / "config.json", rms_norm_eps=0.5)
         assert open_source(copy).digest() != open_source(whole).digest()
 
+    def test_many_small_tensors_are_read_with_one_look_at_the_header(self, whole, monkeypatch):
+        from compress.checkpoints import tensorfiles
+
+        opened = []
+        real = tensorfiles.safe_open
+        monkeypatch.setattr(
+            tensorfiles, "safe_open", lambda *a, **o: opened.append(a) or real(*a, **o)
+        )
+        source = open_source(whole)
+        source.digest()
+        source.check_finite()
+        assert len(opened) == 3
+
     def test_reads_every_dtype(self, tmp_path, copy):
         file = copy / "model.safetensors"
         tensors = load_file(file)
@@ -237,6 +250,43 @@ class TestWhere:
     def test_an_adapter(self, tmp_path):
         (tmp_path / "adapter_config.json").write_text("{}")
         assert "adapter" in refused(tmp_path, "no config.json").hint
+
+    @pytest.mark.parametrize(
+        ("error", "words"),
+        [
+            ("RepositoryNotFoundError", ["no such model on the Hugging Face Hub"]),
+            ("RevisionNotFoundError", ["no revision `v9`"]),
+            ("GatedRepoError", ["gated"]),
+            ("LocalEntryNotFoundError", ["not in the Hugging Face cache", "no route"]),
+        ],
+    )
+    def test_what_the_hub_answers(self, error, words, monkeypatch):
+        import huggingface_hub
+        from huggingface_hub import constants, errors
+
+        def answer(*args, **options):
+            kind = getattr(errors, error)
+            raise kind.__new__(kind, "404 from the Hub") from ConnectionError("no route")
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", answer)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        refused("org/name", "org/name", *words, revision="v9")
+
+    def test_pickles_are_fetched_only_without_safetensors(self, copy, monkeypatch):
+        import huggingface_hub
+
+        calls = []
+        monkeypatch.setattr(
+            huggingface_hub, "snapshot_download", lambda name, **o: calls.append(o) or str(copy)
+        )
+        open_source("org/name", token="t")
+        assert len(calls) == 1
+        assert "*.bin" in calls[0]["ignore_patterns"]
+        assert "*.py" in calls[0]["ignore_patterns"]
+        assert calls[0]["token"] == "t"
+        (copy / "model.safetensors").unlink()
+        refused("org/name", "no weights")
+        assert calls[-1]["allow_patterns"] == ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 
     def test_a_hub_snapshot_in_the_cache(self, copy, tmp_path, monkeypatch):
         from huggingface_hub import constants
