@@ -98,6 +98,11 @@ class _PostNorm:
         return _rebuild, (type(self).__mro__[2],), self.__dict__
 
 
+def is_post_norm(layer: nn.Module) -> bool:
+    """Whether a layer was made post-norm by this kind."""
+    return isinstance(layer, _PostNorm)
+
+
 def _rebuild(base: Any) -> nn.Module:
     cls = _post_norm_class(base)
     return cls.__new__(cls)

@@ -1,0 +1,275 @@
+"""An edited checkpoint in a form that loads without this package, saying what that costs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from compress.checkpoints import edits
+from compress.checkpoints.edits.lowrank import LowRank
+from compress.checkpoints.edits.post_norm import is_post_norm
+from compress.checkpoints.record import config_of, forget
+from compress.checkpoints.save import Workspace, check_output, copy_companions, writing
+from compress.checkpoints.source import Source, open_source
+from compress.errors import RequestError, near_names
+from compress.progress import Progress, silent
+
+FORMS = ("stock",)
+_NAMED = 4  # modules that a message spells out
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a checkpoint is: stored tensor elements, and bytes of the weight files."""
+
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export did.
+
+    Attributes:
+        source: the model, as the user named it.
+        output: the directory written.
+        form: "stock".
+        modules: what was turned into stock modules.
+        before, after: sizes of the two checkpoints.
+        notes: plain sentences: what is gained and lost.
+    """
+
+    source: str
+    output: str
+    form: str
+    modules: tuple[str, ...]
+    before: Size
+    after: Size
+    notes: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the export as JSON, in the form of a receipt."""
+        return {
+            "schema": 1,
+            "command": "export",
+            "status": "ok",
+            "model": {"source": self.source},
+            "output": self.output,
+            "to": self.form,
+            "modules": list(self.modules),
+            "before": asdict(self.before),
+            "after": asdict(self.after),
+            "notes": list(self.notes),
+        }
+
+    def render(self) -> str:
+        """Return the export as text for a terminal."""
+        lines = [f"{self.source} -> {self.output} ({self.form})"]
+        for name in ("parameters", "bytes"):
+            before, after = getattr(self.before, name), getattr(self.after, name)
+            change = f"{after / before - 1:+.1%}" if before else ""
+            lines.append(f"  {name:<10} {before:>16,} -> {after:>16,}  {change}".rstrip())
+        return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
+
+
+def export(
+    model: str | Path,
+    output: str | Path,
+    to: str = "stock",
+    *,
+    overwrite: bool = False,
+    revision: str | None = None,
+    token: str | None = None,
+    trust_remote_code: bool = False,
+    progress: Progress = silent,
+) -> Exported:
+    """Write a checkpoint in a form that needs no `import compress`.
+
+    "stock": low-rank modules are multiplied out; edits whose shapes the stock config can spell are
+    kept; a checkpoint without edits is copied as it is.
+
+    Args:
+        model: a local directory or a Hub id.
+        output: the directory to make.
+        to: the form.
+        overwrite: whether a directory with content is replaced.
+        revision, token, trust_remote_code: for a Hub id, as `from_pretrained` takes them.
+        progress: told of each module.
+
+    Raises:
+        RequestError: the form or the model is unknown, the output can't be used, or stock code
+            can't hold the model: the modules in its way are named.
+        RunError: the disk is full.
+    """
+    if to not in FORMS:
+        raise RequestError(f"unknown form `{to}`", near_names(to, FORMS))
+    source = open_source(model, revision=revision, token=token, trust_remote_code=trust_remote_code)
+    check_output(output, overwrite=overwrite, source=source.directory)
+    edited = getattr(source.config, "quantization_config", None) is not None
+    stock = source.load() if edited else None
+    done: list[str] = []
+    rounding = 0.0
+    if stock is not None:
+        done, rounding = multiply_out(stock, progress)
+        forget(stock)
+    with Workspace.open(output, overwrite=overwrite, source=source.directory) as workspace:
+        try:
+            if stock is None:
+                copy_companions(_all_files(source), workspace.result)
+            else:
+                with writing(workspace.result):
+                    stock.save_pretrained(workspace.result, max_shard_size="5GB")
+                copy_companions(source.companions(), workspace.result)
+            after = open_source(workspace.result, trust_remote_code=trust_remote_code)
+            sizes = [Size(s.parameters_on_disk(), s.bytes_on_disk()) for s in (source, after)]
+            workspace.commit()
+        except BaseException:
+            workspace.discard()
+            raise
+    return Exported(
+        source=str(model),
+        output=str(output),
+        form=to,
+        modules=tuple(done),
+        before=sizes[0],
+        after=sizes[1],
+        notes=_notes(edited, done, rounding, source.dtype, *sizes),
+    )
+
+
+def to_stock(model: PreTrainedModel) -> list[str]:
+    """Turn an edited model in memory into a stock one, in place, without marks of edits.
+
+    Returns:
+        The names of the modules that were multiplied out.
+
+    Raises:
+        RequestError: stock code can't hold the model; it is then as it was.
+    """
+    done, _ = multiply_out(model)
+    forget(model)
+    return done
+
+
+def multiply_out(model: PreTrainedModel, progress: Progress = silent) -> tuple[list[str], float]:
+    """Replace each low-rank module by the stock one that it stands for.
+
+    The product is computed in float64 and rounded to the model's dtype.
+
+    Returns:
+        The names of the modules replaced, and the largest relative rounding error of a weight:
+        ||rounded - product|| / ||product||.
+
+    Raises:
+        RequestError: an edit of another kind, or another size, is in the way; nothing is changed.
+    """
+    config = config_of(model)
+    if config is None:
+        return [], 0.0
+    names = list(edits.resolve(model, config.modules, foreign_heads=True).values())
+    plain = _plain_skeleton(model)
+    _check_sayable(model, plain, names)
+    pairs = [name for name in names if isinstance(model.get_submodule(name), LowRank)]
+    worst = 0.0
+    for done, name in enumerate(pairs):
+        progress("multiply out", done, len(pairs), name)
+        pair: Any = model.get_submodule(name)
+        product = pair.product()
+        new = _filled(plain.get_submodule(name), product, pair)
+        weight: Any = new.weight
+        kept = (weight.T if isinstance(new, Conv1D) else weight).double()
+        norm = torch.linalg.vector_norm(product)
+        if norm > 0:
+            worst = max(worst, float(torch.linalg.vector_norm(kept - product) / norm))
+        model.set_submodule(name, new)
+    progress("multiply out", len(pairs), len(pairs))
+    return pairs, worst
+
+
+def _filled(plain: nn.Module, product: Tensor, pair: Any) -> nn.Module:
+    """Return a copy of a stock module, off the meta device, with the pair's weight and bias."""
+    new: Any = copy.deepcopy(plain)
+    weight = product.T if isinstance(new, Conv1D) else product
+    trains = pair.weight.requires_grad
+    new.weight = nn.Parameter(weight.contiguous().to(pair.weight.dtype), requires_grad=trains)
+    if pair.bias is not None:
+        new.bias = nn.Parameter(pair.bias.detach().clone(), requires_grad=trains)
+    return new.train(pair.training)
+
+
+def _plain_skeleton(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the stock model that the config describes without its edits, on the meta device."""
+    config = copy.deepcopy(model.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with torch.device("meta"):
+        return type(model)._from_config(config, dtype=model.dtype)
+
+
+def _check_sayable(model: PreTrainedModel, plain: PreTrainedModel, names: Iterable[str]) -> None:
+    """Refuse a model with edited modules that the stock class would build otherwise."""
+    known = {name for name, _ in plain.named_modules()}
+    bad = [
+        name
+        for name in names
+        if name not in known
+        or is_post_norm(model.get_submodule(name))
+        or _shapes(model.get_submodule(name)) != _shapes(plain.get_submodule(name))
+    ]
+    if bad:
+        more = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
+        listed = ", ".join(f"`{name}`" for name in bad[:_NAMED])
+        raise RequestError(
+            f"a stock {type(model).__name__} can't hold the edits of {listed}{more}",
+            "load the checkpoint after `import compress` instead; only low-rank modules and sizes "
+            "that config.json can spell have a stock form",
+        )
+
+
+def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return the tensors that a module holds: low-rank ones multiplied out, Conv1D as [out, in]."""
+    shapes = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    for name, inner in module.named_modules():
+        head = f"{name}." if name else ""
+        if isinstance(inner, Conv1D):
+            shapes[f"{head}weight"] = shapes[f"{head}weight"][::-1]
+        elif isinstance(inner, LowRank):
+            tall, wide = shapes.pop(f"{head}up.weight")[0], shapes.pop(f"{head}down.weight")[1:]
+            shapes[f"{head}weight"] = (tall, *wide)
+            if f"{head}up.bias" in shapes:
+                shapes[f"{head}bias"] = shapes.pop(f"{head}up.bias")
+    return shapes
+
+
+def _all_files(source: Source) -> list[Path]:
+    """Return every file of a stock checkpoint: weights, indices, config, companions."""
+    weights = sorted(set(source.files.values()))
+    indices = sorted(source.directory.glob("*.index.json"))
+    return [source.directory / "config.json", *weights, *indices, *source.companions()]
+
+
+def _notes(
+    edited: bool, done: list[str], rounding: float, dtype: torch.dtype, before: Size, after: Size
+) -> tuple[str, ...]:
+    """Say what was gained and what was lost."""
+    if not edited:
+        return ("It is stock already: copied file by file.",)
+    notes = ["Gained: it loads everywhere, without this package."]
+    if done:
+        growth = after.bytes / before.bytes if before.bytes else 1.0
+        kind = str(dtype).removeprefix("torch.")
+        notes += [
+            f"Lost: {len(done)} low-rank modules are as large and as slow as before compression "
+            f"(files x{growth:.2f}).",
+            f"Products were rounded to {kind}: relative error up to {rounding:.1e}, so outputs "
+            f"agree to rounding, not to the bit.",
+        ]
+    return tuple(notes)
