@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import tempfile
 from collections.abc import Callable, Mapping
@@ -132,40 +133,50 @@ def alpha_prune(
     Source: Lu et al., AlphaPruning, arXiv:2410.10912.
     """
     settings = _settings(options)
-    again = {"plan": plan, "plan_out": plan_out, "dry_run": dry_run, "resume": resume}
-    again |= {"overwrite": overwrite, "before": before, "progress": progress, "say": say}
-    if not isinstance(model, (str, Path)):
-        with tempfile.TemporaryDirectory(prefix="compress-") as scratch:
-            place = Path(scratch) / "model"
-            save(model, place)
-            if tokenizer is not None:
-                tokenizer.save_pretrained(place)
-            return alpha_prune(place, output, **again, **options)
-    if output is None and not dry_run:
-        with tempfile.TemporaryDirectory(prefix="compress-") as scratch:
-            hub = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
-            done = alpha_prune(model, Path(scratch) / "out", **again, **hub, **options)
-            return dataclasses.replace(done, output=None, model=load(Path(scratch) / "out"))
     clock = Clock()
-    with clock("load"):
+    with contextlib.ExitStack() as stack:
+        path = model if isinstance(model, (str, Path)) else _on_disk(model, tokenizer, stack)
         source = open_source(
-            model, revision=revision, token=token, trust_remote_code=trust_remote_code
+            path, revision=revision, token=token, trust_remote_code=trust_remote_code
         )
-        if output is not None and not dry_run:
-            check_output(output, overwrite=overwrite or resume, source=source.directory)
-        job = _open_job(source, settings, progress, clock)
-    say(_describe_model(job))
-    with clock("measure"):
-        _load_data(job, say)
-        made = _make_plan(job, plan)
-    say(_describe_plan(made, settings, given=plan is not None))
-    if plan_out is not None:
-        made.write(Path(plan_out))
-    if dry_run:
-        return PruneResult(made)
-    assert output is not None
-    receipt = _run(job, made, Path(output), resume, overwrite, before)
-    return PruneResult(made, receipt, Path(output))
+        if plan_out is not None and not Path(plan_out).absolute().parent.is_dir():
+            raise RequestError(f"`--plan-out {plan_out}`: its directory doesn't exist")
+        wanted = None if dry_run else _place(output, stack)
+        if wanted is not None:
+            check_output(wanted, overwrite=overwrite or resume, source=source.directory)
+        with clock("load"):
+            job = _open_job(source, settings, progress, clock)
+        say(_describe_model(job))
+        with clock("measure"):
+            _load_data(job, say)
+            made = _make_plan(job, plan)
+        say(_describe_plan(made, settings, given=plan is not None))
+        if plan_out is not None:
+            made.write(Path(plan_out))
+        if wanted is None:
+            return PruneResult(made)
+        receipt = _run(job, made, wanted, resume, overwrite, before)
+        if output is None:
+            return PruneResult(made, receipt, None, load(wanted))
+        return PruneResult(made, receipt, wanted)
+
+
+def _on_disk(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, stack: contextlib.ExitStack
+) -> Path:
+    """Save a model in memory where the walk can read it."""
+    place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compress-"))) / "model"
+    save(model, place)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(place)
+    return place
+
+
+def _place(output: str | Path | None, stack: contextlib.ExitStack) -> Path:
+    """Where the result goes: OUT, or a place for as long as it takes to load it from there."""
+    if output is not None:
+        return Path(output)
+    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compress-"))) / "out"
 
 
 def _settings(options: Mapping[str, Any]) -> AlphaPruneSettings:
@@ -359,7 +370,7 @@ def _receipt(
             "passes": walked.passes,
         },
         notes=[ZEROS_NOTE, *job.notes, *walked.notes],
-        **({"calibration": job.data.as_dict()} if job.data else {}),
+        calibration=job.data.as_dict() if job.data else None,
     )
 
 

@@ -177,11 +177,12 @@ class Pruner:
         view.masked_fill_(~self._mask(name, view, target, statistic), 0)
 
     def _mask(self, name: str, view: Tensor, target: Target, norms: Tensor | None) -> Tensor:
-        by_magnitude = self.method == "magnitude" or norms is None
+        if self.method == "magnitude":
+            norms = None
         if target.pattern is not None:
-            score = view.float().abs() if by_magnitude else wanda_score(view, norms)
+            score = view.float().abs() if norms is None else wanda_score(view, norms)
             return nm_mask(score, *target.pattern, name=name)
-        if by_magnitude:
+        if norms is None:
             return magnitude_mask(view, target.zeros)
         return wanda_mask_counts(view, norms, target.zeros)
 
