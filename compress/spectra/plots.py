@@ -1,0 +1,173 @@
+"""Pictures of spectra: one in plain text, one and all of them as PNG.
+
+A spectrum is drawn as a histogram over the logarithm of the eigenvalues, with the number that the
+fitted tail expects in each bin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from compress.spectra.measure import SpectrumRow
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_EIGHTHS = " ▁▂▃▄▅▆▇█"
+FIT = "╌"
+TAIL_STARTS = "┴"
+
+
+class Histogram(NamedTuple):
+    """Eigenvalues counted in equal bins of their logarithm."""
+
+    edges: np.ndarray
+    """[bins + 1] eigenvalues, ascending."""
+    counts: np.ndarray
+    """[bins] int64."""
+    expected: np.ndarray
+    """[bins] what the fitted power law has in each bin; 0 left of the tail."""
+
+
+def histogram(eigenvalues: Tensor, bins: int, alpha: float, start: float, size: int) -> Histogram:
+    """Count eigenvalues in bins of equal width in log10; zeros are left out.
+
+    Args:
+        eigenvalues: [N], >= 0.
+        bins: how many.
+        alpha, start, size: the fitted tail: exponent, least eigenvalue, number of eigenvalues;
+            size 0 means none.
+
+    Returns:
+        The histogram, of one bin around 1 where no eigenvalue is positive.
+    """
+    positive = eigenvalues[eigenvalues > 0].cpu().numpy().astype(np.float64)
+    logs = np.log10(positive) if len(positive) else np.zeros(0)
+    low, high = (logs.min(), logs.max()) if len(positive) else (0.0, 0.0)
+    if high - low < 1e-6:  # equal values: one decade around them
+        low, high = low - 0.5, high + 0.5
+    counts, log_edges = np.histogram(logs, bins=bins, range=(low, high))
+    edges = 10.0**log_edges
+    expected = np.zeros(bins)
+    if size and alpha > 1:
+        left = np.maximum(edges[:-1], start) / start
+        right = np.maximum(edges[1:], start) / start
+        expected = size * (left ** (1 - alpha) - right ** (1 - alpha))
+    return Histogram(edges, counts.astype(np.int64), expected)
+
+
+def text_histogram(data: Histogram, height: int = 4, bar: int = 1) -> str:
+    """Draw a histogram in characters: bars in eighths, the fitted tail dashed where it is higher.
+
+    Args:
+        data: the histogram.
+        height: rows of text.
+        bar: columns of text a bin.
+    """
+    top = max(int(data.counts.max(initial=0)), 1)
+    # Counts on the axis are whole numbers, a row apart.
+    step = -(-top // height)
+    eighths = np.ceil(data.counts * 8 / step).astype(int)
+    fit = np.where(data.expected > 0, np.minimum(data.expected / step, height), -1.0)
+    label = max(len(str(step * height)), len("count"))
+    lines = ["count".rjust(label)]
+    for row in range(height - 1, -1, -1):
+        cells = []
+        for filled, line in zip(eighths, fit, strict=True):
+            cell = _EIGHTHS[int(np.clip(filled - 8 * row, 0, 8))]
+            here = row <= line < row + 1 or (row == height - 1 and line >= height)
+            cells.append((FIT if cell == " " and here else cell) * bar)
+        lines.append(f"{step * row + step:>{label}} ┤{''.join(cells).rstrip()}")
+    rule = ["─"] * (bar * len(data.counts))
+    if data.expected.any():
+        rule[bar * int((data.expected > 0).argmax())] = TAIL_STARTS
+    lines.append(f"{0:>{label}} ┼{''.join(rule)}")
+    lines.append(" " * (label + 2) + _axis(data.edges, bar * len(data.counts)))
+    return "\n".join(lines)
+
+
+def _axis(edges: np.ndarray, width: int) -> str:
+    """Powers of ten under their bins, and the axis' name."""
+    logs = np.log10(edges)
+    line = [" "] * width
+    free = 0
+    span = logs[-1] - logs[0]
+    every = max(1, round(span / 6))
+    for power in range(int(np.ceil(logs[0])), int(np.floor(logs[-1])) + 1):
+        at = int((power - logs[0]) / span * width)
+        text = f"1e{power}" if power else "1"
+        if power % every == 0 and at >= free and at + len(text) <= width:
+            line[at : at + len(text)] = text
+            free = at + len(text) + 2
+    name = "eigenvalue"
+    last = max((i for i, c in enumerate(line) if c != " "), default=-3)
+    at = max(last + 3, width - len(name))
+    return ("".join(line[:at]).ljust(at) + name).rstrip()
+
+
+def spectrum_png(
+    path: Path, title: str, eigenvalues: Tensor, tail: tuple[float, float, int]
+) -> None:
+    """Write one spectrum with its fitted tail, both axes logarithmic.
+
+    Args:
+        path: the PNG to write.
+        title: above the picture.
+        eigenvalues: [N], >= 0.
+        tail: exponent, least eigenvalue, number of eigenvalues.
+    """
+    alpha, start, size = tail
+    bins = int(np.clip(len(eigenvalues) // 4, 10, 100))
+    data = histogram(eigenvalues, bins, alpha, start, size)
+    figure, axes = _figure(title)
+    axes.stairs(data.counts, data.edges, fill=True, alpha=0.5, label="eigenvalues")
+    if size:
+        # What a bin that begins at x would hold, drawn at the middle of that bin.
+        width = data.edges[1] / data.edges[0]
+        x = np.geomspace(start, max(data.edges[-1] / width, start), 100)
+        y = size * ((x / start) ** (1 - alpha) - (x * width / start) ** (1 - alpha))
+        axes.plot(x * width**0.5, y, "--", color="black", label="fitted tail")
+        axes.axvline(start, linewidth=0.8, color="black", label=f"tail from {start:.3g}")
+    axes.set(xscale="log", xlabel="eigenvalue", ylabel="count")
+    if data.counts.any():  # a matrix of zeros has nothing to scale
+        axes.set_yscale("log")
+        axes.set_ylim(bottom=0.5)
+    axes.legend()
+    figure.savefig(path, format="png", metadata={"Software": None})
+
+
+def overview_png(path: Path, title: str, rows: Sequence[SpectrumRow], metric: str) -> None:
+    """Write one metric of all matrices by block: dots by role, the mean of blocks in black."""
+    from matplotlib.ticker import MaxNLocator
+
+    blocks = list(dict.fromkeys(row.block for row in rows))
+    place = {name: number for number, name in enumerate(blocks)}
+    figure, axes = _figure(title)
+    for role in dict.fromkeys(row.role for row in rows):
+        mine = [row for row in rows if row.role == role]
+        x = [place[row.block] for row in mine]
+        axes.plot(x, [row.metrics[metric] for row in mine], ".", label=role)
+    means = [np.mean([row.metrics[metric] for row in rows if row.block == b]) for b in blocks]
+    axes.plot(range(len(blocks)), means, "-", color="black", label="mean of the block")
+    axes.set(xlabel="block", ylabel=metric)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(ncols=2)
+    figure.savefig(path, format="png", metadata={"Software": None})
+
+
+def _figure(title: str) -> tuple[Figure, Axes]:
+    # Without pyplot: no global state, no display looked for; and only here, since it loads slowly.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set_title(title)
+    return figure, axes
