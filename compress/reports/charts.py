@@ -55,6 +55,8 @@ def glyphs(ascii_only: bool | None = None) -> Glyphs:
 def number(value: float, minus: str = "−") -> str:
     """A number in a few characters: 210, 0.84, 1e-3, 1.2e+6."""
     size = abs(value)
+    if not math.isfinite(value):
+        return str(value)
     if value == 0 or 0.01 <= size < 9999.5:
         text = f"{value:.3g}" if size < 1000 else f"{value:.0f}"
         if len(text) > 5:

@@ -149,18 +149,22 @@ def table(
     Returns:
         Lines without trailing blanks, joined by newlines.
     """
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     grid = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    for title, side in zip(header, align):
-        right = side == "r"
-        grid.add_column(
-            Text(title), justify="right" if right else "left", overflow="fold", no_wrap=right
-        )
-    for row in rows:
-        grid.add_row(*(Text(cell) for cell in row))
+    lines = [list(header), *map(list, rows)]
+    for index, side in enumerate(align):
+        if side == "r":
+            # Padded here: rich strips the blanks that stand in for a missing mark.
+            wide = max(cell_len(line[index]) for line in lines)
+            for line in lines:
+                line[index] = " " * (wide - cell_len(line[index])) + line[index]
+        grid.add_column(Text(lines[0][index]), overflow="fold", no_wrap=side == "r")
+    for line in lines[1:]:
+        grid.add_row(*map(Text, line))
     stream = io.StringIO()
     console = Console(
         file=stream,

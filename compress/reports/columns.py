@@ -1,0 +1,144 @@
+"""The measures of a report's table, and the test of each row against the first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from compress.reports import formats as fmt
+from compress.reports.runs import Run
+from compress.reports.significance import LEVEL, Test, holm, matched, mean_of, paired, unpaired
+
+MEAN_FROM = 3  # so many tasks are shown as their mean
+
+
+class Column(NamedTuple):
+    """A measure of the table.
+
+    Attributes:
+        title: its head.
+        value: of a run, or None where not measured.
+        show: a value with its uncertainty, as text.
+        test: of a run against the first; None where it can't be tested at all.
+        smaller: whether less is better.
+    """
+
+    title: str
+    value: Callable[[Run], float | None]
+    show: Callable[[Run], str]
+    test: Callable[[Run, Run], Test | None] | None = None
+    smaller: bool = True
+
+
+class Verdict(NamedTuple):
+    """A run against the first row in one measure; `p_holm` is corrected over the rows."""
+
+    run: str
+    measure: str
+    test: Test
+    p_holm: float
+    better: bool
+
+    @property
+    def mark(self) -> str:
+        """ "*" for better, "!" for worse, nothing within the noise."""
+        return ("*" if self.better else "!") if self.p_holm < LEVEL else ""
+
+
+def columns(runs: Sequence[Run]) -> list[Column]:
+    """The measures that any run has: quality first, then sizes, speed and memory."""
+    specs = list(dict.fromkeys(spec for run in runs for spec in run.after.perplexity))
+    tasks = list(dict.fromkeys(task for run in runs for task in run.after.tasks))
+    short = fmt.short_names(specs)
+    found = [
+        _perplexity_column(spec, "ppl" if len(specs) == 1 else f"ppl {short[spec]}")
+        for spec in specs
+    ]
+    if len(tasks) >= MEAN_FROM:
+        found.append(_tasks_column(tasks, f"tasks (mean of {len(tasks)})"))
+    else:
+        found += [_tasks_column([task], task) for task in tasks]
+    sizes: list[tuple[str, Callable[[Run], float | None], Sequence[str]]] = [
+        ("non-zero", lambda r: r.after.nonzero, fmt.COUNT_UNITS),
+        ("on disk", lambda r: r.after.bytes, fmt.BYTE_UNITS),
+        ("tokens/s", lambda r: getattr(r.after.speed, "decode_tokens_per_s", None), ("",)),
+        ("memory", lambda r: getattr(r.after.speed, "peak_bytes", None), fmt.BYTE_UNITS),
+    ]
+    for title, value, units in sizes:
+        if len({v for run in runs if (v := value(run)) is not None}) > 1:
+            found.append(_size_column(title, value, units, runs))
+    return found
+
+
+def _perplexity_column(spec: str, title: str) -> Column:
+    def value(run: Run) -> float | None:
+        score = run.after.perplexity.get(spec)
+        return None if score is None else score.value
+
+    def show(run: Run) -> str:
+        score = run.after.perplexity.get(spec)
+        if score is None:
+            return ""
+        error = "" if score.stderr is None else f" ± {fmt.quality(score.stderr)}"
+        return fmt.quality(score.value) + error
+
+    def test(first: Run, second: Run) -> Test | None:
+        a, b = first.after.perplexity.get(spec), second.after.perplexity.get(spec)
+        if a is None or b is None:
+            return None
+        losses = [(run.items.get("perplexity") or {}).get(spec) for run in (first, second)]
+        same = (a.tokens, a.extra.get("seqlen")) == (b.tokens, b.extra.get("seqlen"))
+        plain = "stride" not in a.extra and "stride" not in b.extra
+        if same and plain and losses[0] and losses[1] and len(losses[0]) == len(losses[1]):
+            made = paired(losses[0], losses[1])
+            return None if made is None else made._replace(difference=b.value - a.value)
+        return unpaired(a.value, a.stderr, b.value, b.stderr)
+
+    return Column(title, value, show, test)
+
+
+def _tasks_column(tasks: Sequence[str], title: str) -> Column:
+    def value(run: Run) -> float | None:
+        scores = [run.after.tasks[t].acc for t in tasks if t in run.after.tasks]
+        return sum(scores) / len(scores) if len(scores) == len(tasks) else None
+
+    def show(run: Run) -> str:
+        mean = value(run)
+        return "" if mean is None else f"{mean:.3f}"
+
+    def test(first: Run, second: Run) -> Test | None:
+        parts = [_task_test(task, first, second) for task in tasks]
+        known = [part for part in parts if part is not None]
+        return mean_of(known) if known and len(known) == len(parts) else None
+
+    return Column(title, value, show, test, smaller=False)
+
+
+def _task_test(task: str, first: Run, second: Run) -> Test | None:
+    a, b = first.after.tasks.get(task), second.after.tasks.get(task)
+    if a is None or b is None:
+        return None
+    items = [(run.items.get("tasks") or {}).get(task) or {} for run in (first, second)]
+    return matched(items[0], items[1]) or unpaired(a.acc, a.stderr, b.acc, b.stderr)
+
+
+def _size_column(
+    title: str, value: Callable[[Run], float | None], units: Sequence[str], runs: Sequence[Run]
+) -> Column:
+    known = [(id(run), v) for run in runs if (v := value(run)) is not None]
+    texts = dict(zip((key for key, _ in known), fmt.scaled([v for _, v in known], units)))
+    return Column(title, value, lambda run: texts.get(id(run), ""))
+
+
+def verdicts(runs: Sequence[Run], measures: Sequence[Column]) -> list[Verdict]:
+    """Each run against the first in each measure that can be tested, Holm-corrected by measure."""
+    found = []
+    for column in measures:
+        if column.test is None:
+            continue
+        tests = [(run, column.test(runs[0], run)) for run in runs[1:]]
+        known = [(run, test) for run, test in tests if test is not None]
+        for (run, test), p in zip(known, holm([test.p for _, test in known])):
+            better = test.difference < 0 if column.smaller else test.difference > 0
+            found.append(Verdict(run.name, column.title, test, p, better))
+    return found
