@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from compress.checkpoints.anatomy import Block, Matrix
 from compress.checkpoints.block_weights import BlockWeights
 from compress.checkpoints.gathering import FiniteCheck, Gathering, Observer
 from compress.checkpoints.padding import BatchPadding
-from compress.checkpoints.suspended import Call, Forward, Gates, forward_options
+from compress.checkpoints.suspended import Call, Forward, Gates, without_cache
 from compress.checkpoints.taps import Enough, InputTaps
 from compress.errors import RunError
 
@@ -62,7 +62,7 @@ class Activations:
         self._on_block = on_block
         self._gates = Gates(model, blocks)
         self._paddings = [BatchPadding(batch, model, device) for batch in batches]
-        options = forward_options(model)
+        options = without_cache(model)
         inputs = [{**options, **_moved(batch, device)} for batch in batches]
         self._forwards = {s: [Forward(model, each) for each in inputs] for s in streams}
 
@@ -119,7 +119,7 @@ class Activations:
                     call = self._call(unit[0], index, block.name)
                     gathering.begin(unit, None if own is None else own.mask)
                     taps.begin(padding.rows(block.name, call.args, call.kwargs), early=not pass_on)
-                    output = self._run(weights, unit, call)
+                    output = self._run(weights, unit, call if pass_on else call.rehearsal())
                     if pass_on:
                         self._answer(block, unit, index, output, finite)
                 gathering.flush()
@@ -215,7 +215,7 @@ class Activations:
         """
         call = next((f.call for f in self._forwards[stream] if f.call), None)
         values = [*call.args, *call.kwargs.values()] if call else []
-        return not any(isinstance(value, dict | list) for value in values)
+        return not any(isinstance(value, dict | list | Cache) for value in values)
 
 
 def _moved(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

@@ -93,10 +93,14 @@ class ShardWriter:
             reverted = revert_weight_conversion(self.model, kept)
         return {name: value.detach().cpu().contiguous() for name, value in reverted.items()}
 
+    def remove(self, part: str) -> None:
+        """Forget one part, if it is there."""
+        self._path(part).unlink(missing_ok=True)
+
     def clear(self) -> None:
         """Forget all parts."""
-        for path in self.directory.glob(f"*{_SUFFIX}"):
-            path.unlink()
+        for part in self.parts():
+            self.remove(part)
 
     def parts(self) -> set[str]:
         """Return the names of the finished parts."""

@@ -13,6 +13,7 @@ Blocks run on the scheduler's thread, so its grad mode, device and OpenMP team s
 from __future__ import annotations
 
 import contextvars
+import copy
 import inspect
 import queue
 import threading
@@ -22,7 +23,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 _here = threading.local()
 
@@ -34,6 +35,16 @@ class Call(NamedTuple):
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     context: contextvars.Context
+
+    def rehearsal(self) -> Call:
+        """Return a call that leaves the real one as it is: for a run whose output is thrown away.
+
+        Only caches of keys and values remember a run; some families (xlm) make one regardless.
+        """
+        return self._replace(
+            args=tuple(_unshared(value) for value in self.args),
+            kwargs={key: _unshared(value) for key, value in self.kwargs.items()},
+        )
 
 
 class _Cancelled(BaseException):
@@ -162,10 +173,18 @@ class Forward:
         return answer
 
 
-def forward_options(model: PreTrainedModel) -> dict[str, Any]:
-    """Return the keyword arguments that keep a forward free of caches, as far as it takes them.
+def _unshared(value: Any) -> Any:
+    return copy.deepcopy(value) if isinstance(value, Cache) else value
+
+
+def without_cache(model: PreTrainedModel) -> dict[str, Any]:
+    """Turn the model's caches off and return what its forward must be given for that.
 
     A block may then be called twice with the same arguments, and no keys and values are held.
+    Some forwards take `use_cache`, others only read it from the config, which is changed here.
     """
+    for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
+        if getattr(config, "use_cache", False):
+            config.use_cache = False
     takes = inspect.signature(model.forward).parameters
     return {"use_cache": False} if "use_cache" in takes else {}
