@@ -413,6 +413,22 @@ class TestOtherModels:
         model.layers = nn.Sequential(Layer(), Model(Layer()))
         assert [b.name for b in read_anatomy(model).blocks] == ["layers.1.layers.0"]
 
+    @pytest.mark.parametrize(
+        ("names", "final"),
+        [
+            (["pre_norm", "LAYERS", "post_norm"], ("post_norm",)),  # clip
+            (["last_norm", "LAYERS"], ("last_norm",)),  # opt
+            (["LAYERS", "layernorm_embedding"], ()),  # bart
+            (["LAYERS"], ()),
+        ],
+    )
+    def test_the_norm_that_follows_a_stack(self, names, final):
+        model = nn.Module()
+        for name in names:
+            part = nn.ModuleList([Layer()]) if name == "LAYERS" else nn.LayerNorm(4)
+            model.add_module(name, part)
+        assert read_anatomy(model).final_norms == final
+
     def test_coverage_leaves_embeddings_and_output_out(self):
         model = Model(Layer())
         inside = sum(p.numel() for p in model.layers.parameters())
