@@ -125,7 +125,7 @@ def export(
             if stock is None:
                 copy_companions(_all_files(source), workspace.result)
             else:
-                with writing(workspace.result):
+                with writing(workspace.result, "free some space there, then try again"):
                     stock.save_pretrained(workspace.result, max_shard_size="5GB")
                 copy_companions(source.companions(), workspace.result)
             after = open_source(workspace.result, trust_remote_code=trust_remote_code)
@@ -185,7 +185,7 @@ def multiply_out(model: PreTrainedModel, progress: Progress = silent) -> tuple[l
         product = pair.product()
         new = _filled(plain.get_submodule(name), product, pair)
         weight: Any = new.weight
-        kept = (weight.T if isinstance(new, Conv1D) else weight).double()
+        kept = (weight.T if isinstance(new, Conv1D) else weight).detach().double()
         norm = torch.linalg.vector_norm(product)
         if norm > 0:
             worst = max(worst, float(torch.linalg.vector_norm(kept - product) / norm))

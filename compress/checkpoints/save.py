@@ -54,7 +54,7 @@ def save(
     """
     with Workspace.open(path, overwrite=overwrite) as workspace:
         try:
-            with writing(workspace.result):
+            with writing(workspace.result, "free some space there, then try again"):
                 model.save_pretrained(workspace.result, max_shard_size=max_shard_size)
             copy_companions(companions, workspace.result)
             workspace.commit()

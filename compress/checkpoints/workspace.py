@@ -20,11 +20,12 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from compress.checkpoints.durable import copy_companions, sync, write_json, writing
 from compress.errors import RequestError, RunError
 
 try:
@@ -32,8 +33,9 @@ try:
 except ImportError:  # not a POSIX system: two runs into one OUT are the user's to avoid
     fcntl = None  # type: ignore[assignment]
 
+__all__ = ["Workspace", "check_output", "copy_companions", "partial_path", "write_json", "writing"]
+
 _SCHEMA = 1
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
@@ -95,26 +97,6 @@ def _check_source(named: str | Path, output: Path, source: Path) -> None:
         relation = f"is where `{source}`, the source model, is still being made"
     if relation:
         raise RequestError(f"output `{named}` {relation}", "choose another --output")
-
-
-@contextlib.contextmanager
-def writing(path: str | Path) -> Iterator[None]:
-    """Turn a full disk, also one met by safetensors, into a RunError naming `path`.
-
-    Raises:
-        RunError: no space or quota is left.
-    """
-    try:
-        yield
-    except Exception as error:
-        full = isinstance(error, OSError) and error.errno in _FULL
-        # safetensors wraps the system's error in its own class and keeps only the text
-        if full or any(f"(os error {code})" in str(error) for code in _FULL):
-            raise RunError(
-                f"`{path}`: no space left on the disk",
-                "free some space there (finished parts are kept), then run again with --resume",
-            ) from error
-        raise
 
 
 class Workspace:
@@ -201,7 +183,7 @@ class Workspace:
         with writing(self.output):
             mode = stat.S_IMODE((self.path / "journal.json").stat().st_mode)
             _flush_tree(self.result, mode)
-            _sync(self.path)
+            sync(self.path)
             if self._overwrite and self.output.exists() and any(self.output.iterdir()):
                 os.rename(self.output, replaced)
             try:
@@ -214,7 +196,7 @@ class Workspace:
                         "empty it, or add --overwrite, then run again with --resume",
                     ) from error
                 raise
-            _sync(self.output.parent)
+            sync(self.output.parent)
         self.committed = True
         self.discard()
 
@@ -247,32 +229,6 @@ class Workspace:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write JSON so that a crash leaves the old file or the new one, never half of one."""
-    beside = path.with_name(path.name + ".tmp")
-    with writing(path):
-        with beside.open("w", encoding="utf-8") as file:
-            json.dump(value, file, indent=2, ensure_ascii=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-        _sync(path.parent)
-
-
-def copy_companions(files: Iterable[Path], directory: Path) -> None:
-    """Copy files byte for byte into `directory`, under their own names.
-
-    A symbolic link (Hub snapshots are made of them) is copied as the file that it leads to.
-    """
-    with writing(directory):
-        for file in files:
-            target = directory / Path(file).name
-            if target.is_symlink():
-                target.unlink()
-            shutil.copyfile(file, target)
 
 
 def _take_lock(path: Path) -> IO[str]:
@@ -328,7 +284,7 @@ def _restore_replaced(path: Path, output: Path) -> None:
     replaced = path / "replaced"
     if replaced.is_dir() and not output.exists():
         os.rename(replaced, output)
-        _sync(output.parent)
+        sync(output.parent)
 
 
 def _is_ours(path: Path) -> bool:
@@ -400,17 +356,5 @@ def _flush_tree(directory: Path, mode: int) -> None:
             _flush_tree(entry, mode)
         else:
             entry.chmod(mode)
-            _sync(entry)
-    _sync(directory)
-
-
-def _sync(path: Path) -> None:
-    """Push one file or directory to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems have no fsync here
-            raise
-    finally:
-        os.close(descriptor)
+            sync(entry)
+    sync(directory)
