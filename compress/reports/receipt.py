@@ -31,6 +31,7 @@ from compress.reports.records import (
 SCHEMA = 1
 FILE_NAME = "receipt.json"
 ITEMS_NAME = "items.json"
+_WHERE = "give directories that a compress command wrote, or JSON of `eval --json`"
 _SECRETS = ("--token",)
 _VERSIONED = ("torch", "transformers", "accelerate", "datasets", "lm-eval", "numpy", "safetensors")
 
@@ -185,10 +186,9 @@ def read_json(path: Path | str) -> tuple[Path, dict[str, Any]]:
     if file.is_dir():
         file = file / FILE_NAME
         if not file.is_file():
-            raise RequestError(
-                f"`{path}` has no {FILE_NAME}",
-                "give directories that a compress command wrote, or JSON of `eval --json`",
-            )
+            deeper = any(Path(path).glob(f"*/{FILE_NAME}"))
+            hint = f"its subdirectories have: `{path}/*`" if deeper else _WHERE
+            raise RequestError(f"`{path}` has no {FILE_NAME}", hint)
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -224,6 +224,12 @@ def test_bad_receipts_are_named_among_good_ones(three, tmp_path: Path, text, say
     assert str(bad) in caught.value.message
 
 
+def test_the_directory_above_the_runs_is_told_from_an_empty_one(three):
+    with pytest.raises(RequestError) as caught:
+        report(three[0].parent)
+    assert caught.value.hint == f"its subdirectories have: `{three[0].parent}/*`"
+
+
 def test_nothing_to_report_and_nowhere_to_write(three, tmp_path: Path):
     with pytest.raises(RequestError, match="no receipt"):
         report([])
