@@ -30,13 +30,13 @@ def read_corpus(corpus: Corpus, column: str, role: str, rows: int | None) -> lis
     """
     if is_offline():
         return _read_cached(corpus, column, role, rows)
-    _probe(corpus)
+    _probe(corpus, role)
     try:
         return _load(corpus, column, role, rows, streaming=rows is not None)
     except (OSError, ValueError, RuntimeError) as error:
         raise RequestError(
             f"corpus `{corpus.name}` (`{corpus.hub}` on the Hub) can't be read: {_line(error)}",
-            hint=_local_copy(corpus),
+            hint=_local_copy(corpus, role),
         ) from error
 
 
@@ -52,14 +52,15 @@ def is_offline() -> bool:
     return bool(read_at_import) or said("HF_HUB_OFFLINE") or said("HF_DATASETS_OFFLINE")
 
 
-def _local_copy(corpus: Corpus) -> str:
+def _local_copy(corpus: Corpus, role: str) -> str:
+    option = "--calib" if role == "calibration" else "--ppl"
     return (
         f"point to a local copy (FILE.jsonl:{corpus.column}, or a directory of parquet files), "
-        "or use `--calib demo`, the shipped corpus"
+        f"or use `{option} demo`, the shipped corpus"
     )
 
 
-def _probe(corpus: Corpus) -> None:
+def _probe(corpus: Corpus, role: str) -> None:
     """Ask the Hub for the dataset once, without retries; a RequestError where that fails."""
     import huggingface_hub
 
@@ -70,7 +71,7 @@ def _probe(corpus: Corpus) -> None:
         raise RequestError(
             f"corpus `{corpus.name}` needs the Hub (`{corpus.hub}`), which can't be reached: "
             f"{_line(error)}",
-            hint=_local_copy(corpus),
+            hint=_local_copy(corpus, role),
         ) from error
 
 
@@ -85,7 +86,7 @@ def _read_cached(corpus: Corpus, column: str, role: str, rows: int | None) -> li
     except Exception as error:
         raise RequestError(
             f"corpus `{corpus.name}` needs the Hub (`{corpus.hub}`), and this run is offline",
-            hint=_local_copy(corpus),
+            hint=_local_copy(corpus, role),
         ) from error
     finally:
         datasets.config.HF_HUB_OFFLINE = before

@@ -120,7 +120,8 @@ def check_request(
 
 def _check_model(source: Source, seqlen: int | None, ppl: bool) -> None:
     kind = source.model_class()
-    if not kind.can_generate():
+    encodes = ppl and getattr(source.config, "is_encoder_decoder", False)
+    if encodes or not kind.can_generate():
         wanted = "perplexity needs" if ppl else "tasks need"
         raise RequestError(
             f"`{source.name}` is a `{kind.__name__}`; {wanted} a causal language model"

@@ -6,6 +6,9 @@ way and nothing of a serving engine is in the figure.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import statistics
 import threading
 import time
@@ -102,6 +105,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(self._device)
             self.start = self.peak = torch.cuda.memory_allocated(self._device)
             return self
+        _return_free_memory()
         self.start = self.peak = anonymous_bytes()
         self._stop.clear()
         self._thread = threading.Thread(target=self._sample, daemon=True)
@@ -125,6 +129,13 @@ class PeakMemory:
         if self._thread is not None:
             self._thread.join()
         self.peak = max(self.peak, anonymous_bytes())
+
+
+def _return_free_memory() -> None:
+    """Have the C library give freed memory back, or its reuse would hide what a block takes."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # only glibc has it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def peak_memory(device: str | torch.device = "cpu") -> PeakMemory:

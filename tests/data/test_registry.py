@@ -102,7 +102,7 @@ def test_a_hub_corpus_is_asked_for_by_its_entry(monkeypatch):
         return rows.to_iterable_dataset() if kwargs["streaming"] else rows
 
     monkeypatch.setattr(hub, "is_offline", lambda: False)
-    monkeypatch.setattr(hub, "_probe", lambda corpus: None)
+    monkeypatch.setattr(hub, "_probe", lambda *_: None)
     monkeypatch.setattr(datasets, "load_dataset", fake)
     # The published protocol joins the rows, blank ones too, by two newlines.
     assert load_documents("wikitext2", role="evaluation") == ["\n\na\n\nb"]

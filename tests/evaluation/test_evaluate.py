@@ -38,6 +38,7 @@ def place(tmp_path_factory):
     make_checkpoint("llama", path / "two", seed=1)
     make_checkpoint("bert", path / "bert")
     make_checkpoint("llama", path / "silent", tokenizer=False)
+    make_checkpoint("bart", path / "bart")
     return path
 
 
@@ -172,6 +173,7 @@ def never_load(monkeypatch):
         ("one", {"device": "abacus"}, "abacus"),
         ("gone", {}, "gone"),
         ("bert", {}, "BertForMaskedLM"),
+        ("bart", {}, "causal language model"),
         ("silent", {}, "no tokenizer"),
     ],
 )
