@@ -109,6 +109,7 @@ def test_the_batch_size_changes_no_window(batch_size):
 
 def test_position_0_is_the_beginning_token_where_the_tokenizer_adds_one():
     windows, _ = _windows(SHORT + LONG, Words(bos=0), samples=20, seqlen=32)
+    assert windows.shape == (20, 32)
     assert (windows[:, 0] == 0).all()
     assert (windows[:, 1:] != 0).all()
     without, _ = _windows(SHORT + LONG, Words(), samples=20, seqlen=32)
@@ -131,6 +132,13 @@ def test_what_was_cut_off_is_used_when_nothing_else_is_left():
     # 12 documents of 20 tokens in windows of 32: 12 * 20 + separators = 7 windows, not 6.
     documents = [_text(100 * (i + 1), 20) for i in range(12)]
     windows, _ = _windows(documents, samples=7, seqlen=32)
+    real = windows[windows != 1]
+    assert len(real.unique()) == len(real)
+
+
+def test_the_ends_of_long_documents_are_used_when_nothing_else_is_left():
+    # Two documents of 60 tokens give a window of 32 each; their ends, 2 * 28 tokens, a third.
+    windows, _ = _windows([_text(100, 60), _text(200, 60)], samples=3, seqlen=32)
     real = windows[windows != 1]
     assert len(real.unique()) == len(real)
 
