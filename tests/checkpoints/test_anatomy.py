@@ -401,6 +401,12 @@ class TestOtherModels:
         model.tables = nn.ModuleList([nn.Sequential(nn.Embedding(3, 4))])
         assert [b.name for b in read_anatomy(model).blocks] == ["layers.0"]
 
+    def test_a_stack_reached_twice_is_one(self):
+        model = Model(Layer())
+        model.alias = nn.Module()
+        model.alias.layers = model.layers
+        assert [b.name for b in read_anatomy(model).blocks] == ["layers.0"]
+
     def test_stages_that_are_lists_are_looked_into(self):
         model = Model(Layer())
         model.layers = nn.ModuleList([nn.ModuleList([Layer(), Layer()]), nn.ModuleList([Layer()])])
