@@ -4,7 +4,9 @@ Documents are joined by two newlines and tokenised once; the tokens are cut into
 windows of one length, of which the last is dropped where it is not full (a text shorter than one
 window is one short window); each window's loss is the mean over its T - 1 predictions; the
 perplexity is exp of the mean over windows. (As in GPTQ, SparseGPT, Wanda and AlphaPruning.)
-Perplexity depends on the window length, so the length stands beside every value.
+Perplexity depends on the window length, so the length stands beside every value. It depends on
+white space too: a raw WikiText file is one document and is taken as it is, while the Hub's rows of
+the same text, joined by two newlines, gave a small model a perplexity 1.7 % higher.
 """
 
 from __future__ import annotations
