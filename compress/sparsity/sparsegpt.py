@@ -139,7 +139,8 @@ class _Columns:
                 self.keep[left:right] = keep_n_of_m(self.score(left, right), *pattern).t()
             self._prune_strip(left, right, errors[left - start : right - start])
         self.weight[end:].addmm_(self.upper[start:end, end:].t(), errors, alpha=-1)
-        self.loss += errors[~self.dead[start:end]].double().square().sum()
+        live = ~self.dead[start:end, None]  # a weight on a dead input costs nothing
+        self.loss += (errors.double().square() * live).sum()
 
     def _prune_strip(self, left: int, right: int, errors: Tensor) -> None:
         dropped = (~self.keep[left:right]).to(self.weight.dtype)

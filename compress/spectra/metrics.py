@@ -196,7 +196,7 @@ def _fit_tails(e_BN: Tensor, rank: Tensor, names: list[str]) -> dict[str, Tail]:
             start_B = middle_B
             distance_B = _distance_at(log_BN, alpha_BN, start_B)
         else:
-            chosen_BN = fits_BN & _candidates(name, e_BN, log_BN, rank)
+            chosen_BN = fits_BN & _candidates(name, e_BN, log_BN)
             distance_B, start_B = distance_BN.where(chosen_BN, torch.inf).min(dim=1)
         at = start_B[:, None]
         tails[name] = Tail(
@@ -208,21 +208,20 @@ def _fit_tails(e_BN: Tensor, rank: Tensor, names: list[str]) -> dict[str, Tail]:
     return tails
 
 
-def _candidates(name: str, e_BN: Tensor, log_BN: Tensor, rank: Tensor) -> Tensor:
-    """Bool [B, N]: where the tail may start. The last value never: a tail has two."""
-    inner_BN = e_BN > 0
-    inner_BN[:, -1] = False
+def _candidates(name: str, e_BN: Tensor, log_BN: Tensor) -> Tensor:
+    """Bool [B, N]: where the tail may start, among the starts that have an exponent."""
+    positive_BN = e_BN > 0
     if name == "alpha_ks":
-        return inner_BN
+        return positive_BN
     lower, upper = _PEAK_RANGE
     x_B1 = _peak(e_BN, log_BN)
-    chosen_BN = inner_BN & (e_BN <= upper * x_B1)
+    chosen_BN = positive_BN & (e_BN <= upper * x_B1)
     if name == "alpha_peak":
         return chosen_BN
-    chosen_BN = chosen_BN & (e_BN >= lower * x_B1)
     # Bins wider than the range may leave it empty: then the peak's own first value is taken.
-    first_BN = inner_BN & (e_BN >= lower * x_B1)
-    first_BN = first_BN & (first_BN.cumsum(1) == 1)
+    above_BN = e_BN >= lower * x_B1
+    chosen_BN = chosen_BN & above_BN
+    first_BN = above_BN & (above_BN.cumsum(1) == 1)
     return torch.where(chosen_BN.any(1, keepdim=True), chosen_BN, first_BN)
 
 
