@@ -14,7 +14,6 @@ from compress.checkpoints.workspace import (
     write_json,
     writing,
 )
-from compress.errors import RequestError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -63,40 +62,28 @@ def save(
             raise
 
 
-def load(path: str | Path, **options: Any) -> PreTrainedModel:
-    """Load a checkpoint, edited or stock, as the class that its config names.
+def load(
+    path: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    trust_remote_code: bool = False,
+    **options: Any,
+) -> PreTrainedModel:
+    """Load a checkpoint, edited or stock, as the class that its config names, in eval mode.
 
     Args:
         path: a local directory or a Hub id.
-        options: passed on to `from_pretrained`; `dtype` is "auto" unless given.
+        revision: branch, tag or commit of a Hub repository.
+        token: Hub access token.
+        trust_remote_code: run code that the checkpoint brings. Only if you trust it.
+        options: passed on to `from_pretrained`; `dtype` is what is on disk unless given.
 
     Raises:
-        RequestError: no such model, or its architecture is unknown to transformers.
+        RequestError: no such model, an unknown architecture, a missing or damaged weight file, a
+            tensor missing in an edited module, a format newer than this package.
     """
-    import transformers
+    from compress.checkpoints.source import open_source
 
-    from compress.checkpoints.format import register
-
-    register()
-    options.setdefault("dtype", "auto")
-    shared = {
-        key: options[key]
-        for key in ("revision", "token", "trust_remote_code", "local_files_only", "cache_dir")
-        if key in options
-    }
-    try:
-        config = transformers.AutoConfig.from_pretrained(path, **shared)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise RequestError(
-            f"`{path}` can't be opened as a model: {first}",
-            "give a directory with a config.json, or the id of a model on the Hub",
-        ) from error
-    names = getattr(config, "architectures", None) or ["AutoModel"]
-    cls = getattr(transformers, names[0], None)
-    if cls is None and not options.get("trust_remote_code"):
-        raise RequestError(
-            f"`{path}`: transformers {transformers.__version__} has no class `{names[0]}`",
-            "upgrade transformers, or pass trust_remote_code=True if the model brings its own code",
-        )
-    return (cls or transformers.AutoModelForCausalLM).from_pretrained(path, **options)
+    source = open_source(path, revision=revision, token=token, trust_remote_code=trust_remote_code)
+    return source.model_class().from_pretrained(source.directory, **{"dtype": "auto", **options})

@@ -182,6 +182,40 @@ def test_a_second_process_is_refused(tmp_path):
     Workspace.open(tmp_path / "out").close()  # the lock goes with its holder
 
 
+def test_a_place_that_cannot_be_made_is_a_request_error(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(RequestError, match="can't be made"):
+        Workspace.open(tmp_path / "file" / "out")
+    assert (tmp_path / "file").read_text() == "x"
+
+
+def test_save_and_load_give_the_model_back_or_nothing(tmp_path, monkeypatch):
+    import torch
+
+    import compress
+    import tiny_models
+
+    model = tiny_models.build("llama")
+    compress.save(model, tmp_path / "out")
+    again = compress.load(tmp_path / "out")
+    assert not again.training
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters()))
+    with pytest.raises(RequestError, match="not empty"):
+        compress.save(model, tmp_path / "out")
+    before = content(tmp_path / "out")
+
+    def full(*args, **kw):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(type(model), "save_pretrained", full)
+    with pytest.raises(RunError, match="no space"):
+        compress.save(model, tmp_path / "out", overwrite=True)
+    assert content(tmp_path / "out") == before
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    with pytest.raises(RequestError, match="nowhere"):
+        compress.load(tmp_path / "nowhere")
+
+
 def test_discard_leaves_no_trace(tmp_path):
     with Workspace.open(tmp_path / "out") as ws:
         fill(ws.result)
