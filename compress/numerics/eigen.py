@@ -4,9 +4,9 @@ The eigenvalues of the smaller Gram matrix cost a third of a singular value deco
 product and the decomposition are made in float64: an eigenvalue is then right to about 1e-13 of the
 largest, and what lies below counts as zero. float32 would be right to about 1e-7 of the largest
 only, too little for square matrices, whose least eigenvalue lies near 1e-9, and for whatever looks
-at bins: rescaling a 60 x 110 matrix by 1e-3 moved a value over the edge of a bin, and a tail exponent
-by 0.3 %. It would gain little: on a CPU, 512 x 512 and one thread, LAPACK takes 20 ms in float64, 14
-in float32. `exact` takes singular values, in float64 too.
+at bins: rescaling a 60 x 110 matrix by 1e-3 moved a value over the edge of a bin, and one of the
+tail exponents by 0.3 %. It would gain little: on a CPU, 512 x 512 and one thread, LAPACK takes
+20 ms in float64, 14 in float32. `exact` takes singular values, in float64 too.
 """
 
 from __future__ import annotations

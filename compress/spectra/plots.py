@@ -99,12 +99,14 @@ def _axis(edges: np.ndarray, width: int) -> str:
     free = 0
     span = logs[-1] - logs[0]
     every = max(1, round(span / 6))
-    for power in range(int(np.ceil(logs[0])), int(np.floor(logs[-1])) + 1):
-        at = int((power - logs[0]) / span * width)
-        text = f"1e{power}" if power else "1"
-        if power % every == 0 and at >= free and at + len(text) <= width:
-            line[at : at + len(text)] = text
-            free = at + len(text) + 2
+    steps = (1, 2, 5) if span < 2 else (1,)  # too few powers of ten to read a narrow axis by
+    for power in range(int(np.floor(logs[0])), int(np.floor(logs[-1])) + 1):
+        for step in steps if power % every == 0 else ():
+            at = int(np.floor((power + np.log10(step) - logs[0]) / span * width))
+            text = f"{step}e{power}" if power else f"{step}"
+            if at >= free and at + len(text) <= width:
+                line[at : at + len(text)] = text
+                free = at + len(text) + 2
     name = "eigenvalue"
     last = max((i for i, c in enumerate(line) if c != " "), default=-3)
     at = max(last + 3, width - len(name))
