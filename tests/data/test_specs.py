@@ -111,6 +111,13 @@ def test_csv_with_quoted_newlines_and_a_named_column(inside):
     assert load_documents("a.csv:body") == ["two\nlines", "one"]
 
 
+def test_a_csv_larger_than_a_reading_block_keeps_its_newlines(inside):
+    rows = [f"row {i}\n" + "word \n" * 40 for i in range(12_000)]
+    lines = "".join(f'{i},"{row}"\n' for i, row in enumerate(rows))
+    (inside / "a.csv").write_text("id,text\n" + lines)
+    assert load_documents("a.csv") == rows
+
+
 def test_parquet_with_nulls_and_the_only_string_column(inside):
     import pyarrow as arrow
     from pyarrow import parquet
