@@ -22,8 +22,8 @@ _LAZY = {
     "evaluate": "compress.evaluation.evaluate",
     "export": "compress.checkpoints.export",
     "report": "compress.reports.compare",
-    "demo": "compress.demo",
-    "doctor": "compress.doctor",
+    "demo": "compress.demonstration",
+    "doctor": "compress.diagnosis",
 }
 _ROOMS = {
     "calibration",
