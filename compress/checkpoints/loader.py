@@ -59,6 +59,8 @@ def skeleton(source: Source, dtype: torch.dtype | None = None) -> PreTrainedMode
             model = kind._from_config(config, dtype=dtype or source.dtype)
             if described is not None:
                 _apply_edits(model, described)
+            for name, origin in model.all_tied_weights_keys.items():
+                _share(model, name, origin)
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         reason = str(error).strip().splitlines()
         raise RequestError(
@@ -209,6 +211,7 @@ class BlockLoader:
                 dtype=self.dtype,
                 device=self.device,
             )
+        self._tie(part)  # a weight may be stored under either of its names
         self._fill_absent(part)
         self._tie(part)
         for name in self._names[part]:
@@ -277,7 +280,8 @@ class BlockLoader:
         lacking = sorted(
             name
             for name in self._absent
-            if tied.get(name, name) not in stored
+            if name not in tied
+            and name not in stored
             and name not in unsaved
             and not any(re.search(pattern, name) for pattern in ignored)
         )
@@ -314,15 +318,20 @@ class BlockLoader:
     def _tie(self, part: str) -> None:
         for name, origin in self.model.all_tied_weights_keys.items():
             if self.part_of(name) == part:
-                owner, leaf = _owner(self.model, name)
-                source, source_leaf = _owner(self.model, origin)
-                own, shared = owner._parameters.get(leaf), source._parameters.get(source_leaf)
-                if own is None or shared is None:
-                    continue
-                if shared.is_meta and not own.is_meta:  # stored under the other of its names
-                    source._parameters[source_leaf] = own
-                else:
-                    owner._parameters[leaf] = shared
+                _share(self.model, name, origin)
+
+
+def _share(model: nn.Module, name: str, origin: str) -> None:
+    """Make two names one parameter: the one that has a value, else the second."""
+    owner, leaf = _owner(model, name)
+    source, source_leaf = _owner(model, origin)
+    own, shared = owner._parameters.get(leaf), source._parameters.get(source_leaf)
+    if own is None or shared is None:
+        return
+    if shared.is_meta and not own.is_meta:  # stored under the other of its names
+        source._parameters[source_leaf] = own
+    else:
+        owner._parameters[leaf] = shared
 
 
 def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:

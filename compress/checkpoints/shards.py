@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import dot_natural_key, revert_weight_conversion
 
-from compress.checkpoints.workspace import writing
+from compress.checkpoints.durable import sync, writing
 
 _SUFFIX = ".safetensors"
 _NOTE = "compress"
@@ -73,9 +73,9 @@ class ShardWriter:
         try:
             with writing(path):
                 save_file(stock, temporary, metadata=metadata)
-                _sync(temporary)
+                sync(temporary)
                 os.replace(temporary, path)
-                _sync(self.directory)
+                sync(self.directory)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
@@ -153,11 +153,3 @@ def _encode(part: str) -> str:
 
 def _decode(stem: str) -> str:
     return "" if stem == "_rest" else stem
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -282,9 +282,7 @@ def slow_walk(source, batches, roles) -> dict[str, torch.Tensor]:
                 }
                 seen: dict[str, list] = {n: [] for n in linears}
                 handles = [
-                    m.register_forward_pre_hook(
-                        lambda _, a, n=n: seen[n].append(a[0].flatten(0, -2))
-                    )
+                    m.register_forward_pre_hook(lambda _, a, into=seen[n]: into.append(a[0]))
                     for n, m in linears.items()
                 ]
                 for batch in batches:
@@ -292,7 +290,8 @@ def slow_walk(source, batches, roles) -> dict[str, torch.Tensor]:
                 for handle in handles:
                     handle.remove()
                 for name, module in linears.items():
-                    norm = torch.cat(seen[name]).float().norm(dim=1).mean().clamp_min(0.1)
+                    rows = torch.cat([x.flatten(0, -2) for x in seen[name]])
+                    norm = rows.float().norm(dim=1).mean().clamp_min(0.1)
                     module.weight.div_(norm)
     return dict(model.state_dict())
 
