@@ -20,7 +20,7 @@ _LAZY = {
     "alpha_prune": "compress.sparsity.command",
     "inspect": "compress.spectra.inspect",
     "evaluate": "compress.evaluation.evaluate",
-    "export": "compress.checkpoints.export",
+    "export": "compress.exporting",
     "report": "compress.reports.compare",
     "demo": "compress.demonstration",
     "doctor": "compress.diagnosis",
@@ -40,7 +40,7 @@ _ROOMS = {
 __all__ = ["__version__", *_LAZY]
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401  (any public object)
+def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         return importlib.import_module(f"compress.{name}")
     if name not in _LAZY:

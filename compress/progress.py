@@ -19,7 +19,8 @@ class Progress(Protocol):
         note: what is being worked on now, such as a module name; may be empty.
     """
 
-    def __call__(self, task: str, done: int, total: int, note: str = "") -> None: ...
+    def __call__(self, task: str, done: int, total: int, note: str = "") -> None:
+        """Take note of the state."""
 
 
 def silent(task: str, done: int, total: int, note: str = "") -> None:

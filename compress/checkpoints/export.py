@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,7 @@ def export(
     revision: str | None = None,
     token: str | None = None,
     trust_remote_code: bool = False,
+    finish: Callable[[Path, Exported], None] | None = None,
     progress: Progress = silent,
 ) -> Exported:
     """Write a checkpoint in a form that needs no `import compress`.
@@ -102,6 +103,8 @@ def export(
         to: the form.
         overwrite: whether a directory with content is replaced.
         revision, token, trust_remote_code: for a Hub id, as `from_pretrained` takes them.
+        finish: called with the directory and what was done before the directory is put in place;
+            it may add files, such as a receipt.
         progress: told of each module.
 
     Raises:
@@ -130,19 +133,22 @@ def export(
                 copy_companions(source.companions(), workspace.result)
             after = open_source(workspace.result, trust_remote_code=trust_remote_code)
             sizes = [Size(s.parameters_on_disk(), s.bytes_on_disk()) for s in (source, after)]
+            result = Exported(
+                source=str(model),
+                output=str(output),
+                form=to,
+                modules=tuple(done),
+                before=sizes[0],
+                after=sizes[1],
+                notes=_notes(edited, done, rounding, source.dtype, *sizes),
+            )
+            if finish is not None:
+                finish(workspace.result, result)
             workspace.commit()
         except BaseException:
             workspace.discard()
             raise
-    return Exported(
-        source=str(model),
-        output=str(output),
-        form=to,
-        modules=tuple(done),
-        before=sizes[0],
-        after=sizes[1],
-        notes=_notes(edited, done, rounding, source.dtype, *sizes),
-    )
+    return result
 
 
 def to_stock(model: PreTrainedModel) -> list[str]:

@@ -37,7 +37,7 @@ def command(
     if output is None:
         raise RequestError("no output directory", "add `-o OUT`")
     with session(as_json, quiet) as out:
-        from compress.checkpoints.export import export
+        from compress.exporting import export
 
         done = export(
             model,

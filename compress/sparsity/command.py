@@ -29,6 +29,7 @@ from compress.reports.headers import header_line, model_line, plan_line
 from compress.reports.receipt import Receipt, write_atomic, write_items
 from compress.sparsity import planning
 from compress.sparsity.apply import Applied, measure_outliers, prune
+from compress.sparsity.result import PruneResult
 from compress.sparsity.settings import AlphaPruneSettings
 from compress.spectra.metrics import METRICS
 
@@ -41,35 +42,6 @@ PLAN_FILE = "plan.json"
 ZEROS_NOTE = (
     "zeros are stored dense: the files are as large as before, and no engine here skips zeros"
 )
-
-
-@dataclass(frozen=True)
-class PruneResult:
-    """What `alpha_prune` did.
-
-    Attributes:
-        plan: the counts of zeros, a row per matrix.
-        receipt: what was measured; None after a dry run.
-        output: the directory written; None after a dry run or when none was asked for.
-        model: the pruned model in memory, where no output was asked for.
-    """
-
-    plan: Plan
-    receipt: Receipt | None = None
-    output: Path | None = None
-    model: PreTrainedModel | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """The receipt, or the plan after a dry run, as JSON types."""
-        return self.plan.as_dict() if self.receipt is None else self.receipt.as_dict()
-
-    def render(self) -> str:
-        """The receipt, or the plan after a dry run, as a table for people."""
-        from compress.reports.tables import plan_table, receipt_table
-
-        if self.receipt is None:
-            return plan_table(self.plan.rows)
-        return receipt_table(self.receipt, output=self.output)
 
 
 @dataclass
@@ -155,10 +127,10 @@ def alpha_prune(
             made.write(Path(plan_out))
         if wanted is None:
             return PruneResult(made)
-        receipt = _run(job, made, wanted, resume, overwrite, before)
+        done = _run(job, made, wanted, resume, overwrite, before)
         if output is None:
-            return PruneResult(made, receipt, None, load(wanted))
-        return PruneResult(made, receipt, wanted)
+            return dataclasses.replace(done, output=None, model=load(wanted))
+        return done
 
 
 def _on_disk(
@@ -276,7 +248,7 @@ def _make_plan(job: _Job, plan: str | Path | Plan | None) -> Plan:
 
 def _run(
     job: _Job, plan: Plan, output: Path, resume: bool, overwrite: bool, before: Measures | None
-) -> Receipt:
+) -> PruneResult:
     """Apply the plan in OUT.partial, score, and put the result in place."""
     targets = planning.targets(plan, job.anatomy)
     with Workspace.open(
@@ -288,7 +260,7 @@ def _run(
     ) as workspace:
         if workspace.committed:
             workspace.discard()
-            return Receipt.read(output)
+            return PruneResult(plan, Receipt.read(output), output)
         if before is None:
             before = _score_dense(job, workspace.path / "before.json")
         with job.clock("apply"):
@@ -303,7 +275,7 @@ def _run(
         write_items(workspace.result, after.as_items())
         with job.clock("save"):
             workspace.commit()
-    return receipt
+    return PruneResult(plan, receipt, output, None, before, after)
 
 
 def _fingerprint(job: _Job, plan: Plan) -> dict[str, Any]:
@@ -354,7 +326,7 @@ def _receipt(
         planning.COMMAND,
         seed=job.settings.seed,
         device=job.device,
-        settings=job.settings.as_dict(),
+        settings={**job.settings.as_dict(), "allocation": _allocation(job, plan)},
         model={
             "source": job.source.name,
             "architecture": job.source.model_class().__name__,
@@ -372,6 +344,11 @@ def _receipt(
         notes=[ZEROS_NOTE, *job.notes, *walked.notes],
         calibration=job.data.as_dict() if job.data else None,
     )
+
+
+def _allocation(job: _Job, plan: Plan) -> str:
+    """The rule that the shares came from, also where a plan was given."""
+    return str(plan.options.get("allocation") or job.settings.rule)
 
 
 def _describe_model(job: _Job) -> str:

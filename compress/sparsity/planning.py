@@ -117,7 +117,8 @@ def make_plan(
     else:
         rows = _share_rows(matrices, measured, settings)
     options = {k: v for k, v in settings.as_dict().items() if k in _PLAN_OPTIONS}
-    return Plan(COMMAND, digest, rows, {**options, "sparsity": settings.share})
+    options |= {"sparsity": settings.share, "allocation": settings.rule}
+    return Plan(COMMAND, digest, rows, options)
 
 
 _PLAN_OPTIONS = {

@@ -1,0 +1,183 @@
+"""`compress demo`: the main job on what the package ships, with the control that keeps it honest.
+
+The tiny Llama is pruned at two sparsities under three divisions of the same number of zeros: all
+blocks alike (uniform), by the spectra (alpha), and the control: the first block gets alpha's share,
+the others are alike. Where the control does as well as alpha, the gain is that of sparing the first
+block, and says nothing about how the spectra rank the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compress.checkpoints.plan import Plan
+from compress.checkpoints.workspace import Workspace
+from compress.data.registry import shipped
+from compress.evaluation.evaluate import Measures
+from compress.numerics.allocation import to_counts
+from compress.progress import Progress, silent
+from compress.reports.compare import Report, report
+from compress.sparsity.command import PruneResult, alpha_prune
+
+MODEL = "tiny-llama"
+TEXT = "demo/test.jsonl"
+TASKS = ("tiny_arithmetic", "tiny_commonsense", "tiny_entailment", "tiny_story")
+SPARSITIES = (0.6, 0.7)
+ARMS = ("uniform", "alpha", "first-spared")
+SPECTRUM = "model.layers.3.self_attn.q_proj"
+SAMPLES, SEQLEN, LIMIT = 64, 128, 60
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the demo found.
+
+    Attributes:
+        report: all runs side by side.
+        spectrum: one matrix's spectrum as a chart.
+        verdicts: a sentence per sparsity on what the figures show.
+        output: where the checkpoints lie, if they were to be kept.
+    """
+
+    report: Report
+    spectrum: str
+    verdicts: tuple[str, ...]
+    output: Path | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The runs, their comparison and the verdicts as JSON types."""
+        return {**self.report.as_dict(), "verdicts": list(self.verdicts)}
+
+    def render(self) -> str:
+        """Everything for people."""
+        kept = f"\nkept in {self.output}" if self.output else ""
+        return "\n\n".join([self.spectrum, self.report.render(), *self.verdicts]) + kept
+
+
+def demo(
+    output: str | Path | None = None,
+    *,
+    overwrite: bool = False,
+    seed: int = 0,
+    progress: Progress = silent,
+    say: Say = lambda text: None,
+) -> Demo:
+    """Prune the shipped tiny Llama at two sparsities and compare.
+
+    Args:
+        output: a directory to keep the checkpoints and receipts in; None keeps nothing.
+        overwrite: replace a non-empty output, at the end.
+        seed: of the calibration windows.
+        progress, say: told where the job stands.
+
+    Raises:
+        RequestError: the output can't be used.
+    """
+    with contextlib.ExitStack() as stack:
+        if output is None:
+            place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compress-demo-")))
+        else:
+            space = stack.enter_context(Workspace.open(output, overwrite=overwrite))
+            place = space.result
+        runs = _runs(place, seed, progress, say)
+        found = Demo(
+            report([place / name for name in runs]),
+            _spectrum(progress),
+            tuple(_verdict(runs, sparsity) for sparsity in SPARSITIES),
+            Path(output) if output is not None else None,
+        )
+        if output is not None:
+            space.commit()
+    return found
+
+
+def _runs(place: Path, seed: int, progress: Progress, say: Say) -> dict[str, PruneResult]:
+    """Every arm at every sparsity; the dense model is scored once."""
+    runs: dict[str, PruneResult] = {}
+    before = None
+    total = len(SPARSITIES) * len(ARMS)
+    for sparsity in SPARSITIES:
+        plan = None
+        for arm in ARMS:
+            name = f"s{round(100 * sparsity)}-{arm}"
+            if arm == "first-spared":
+                plan = _first_spared(runs[f"s{round(100 * sparsity)}-alpha"].plan, sparsity)
+            done = alpha_prune(
+                shipped(MODEL),
+                place / name,
+                sparsity=sparsity,
+                allocation="alpha" if arm == "alpha" else "uniform",
+                plan=plan,
+                calib="demo",
+                samples=SAMPLES,
+                seqlen=SEQLEN,
+                batch_size=8,
+                ppl=(str(shipped(TEXT)),),
+                tasks=TASKS,
+                limit=LIMIT,
+                eval_seqlen=SEQLEN,
+                seed=seed,
+                before=before,
+                progress=progress,
+                say=say if not runs else lambda text: None,
+            )
+            before = done.before
+            runs[name] = done
+            progress("demo", len(runs), total, name)
+    return runs
+
+
+def _first_spared(alpha: Plan, sparsity: float) -> Plan:
+    """The control: alpha's share for the first block, one share for all others, equal zeros."""
+    first = alpha.rows[0]["block"]
+    sizes = torch.tensor([row["size"] for row in alpha.rows])
+    inside = torch.tensor([row["block"] == first for row in alpha.rows])
+    zeros = torch.tensor([row["zeros"] for row in alpha.rows])
+    total = round(sparsity * int(sizes.sum()))
+    share_first = float(zeros[inside].sum() / sizes[inside].sum())
+    share_rest = (total - share_first * float(sizes[inside].sum())) / float(sizes[~inside].sum())
+    shares = torch.where(inside, share_first, share_rest).double()
+    rows = []
+    for row, count in zip(alpha.rows, to_counts(shares, sizes, sparsity).tolist()):
+        kept = {k: row[k] for k in ("module", "kind", "block", "size")}
+        rows.append({**kept, "zeros": count, "sparsity": round(count / row["size"], 6)})
+    return Plan(alpha.command, alpha.model_digest, rows, {"allocation": "first-spared"})
+
+
+def _spectrum(progress: Progress) -> str:
+    from compress.spectra.inspect import inspect
+
+    return inspect(shipped(MODEL), module=SPECTRUM, progress=progress).render()
+
+
+def _verdict(runs: dict[str, PruneResult], sparsity: float) -> str:
+    """Say what the figures at one sparsity show about alpha, and no more."""
+    prefix = f"s{round(100 * sparsity)}-"
+    spec = str(shipped(TEXT))
+    ppl = {arm: runs[prefix + arm].after.perplexity[spec].value for arm in ARMS}
+    alpha = _versus(runs[prefix + "uniform"].after, runs[prefix + "alpha"].after, spec)
+    rank = _versus(runs[prefix + "first-spared"].after, runs[prefix + "alpha"].after, spec)
+    figures = ", ".join(f"{arm} {value:.2f}" for arm, value in ppl.items())
+    return (
+        f"at {sparsity:.0%} zeros, perplexity: {figures}. Alpha is {alpha} uniform, and {rank} "
+        "sparing the first block alone."
+    )
+
+
+def _versus(reference: Measures, other: Measures, spec: str) -> str:
+    """How the other did, told by the paired 95 % interval over the windows."""
+    from compress.evaluation.compare import compare_windows
+
+    change = compare_windows(reference.perplexity[spec], other.perplexity[spec])
+    if change.ci95 is None or change.ci95[0] <= 0 <= change.ci95[1]:
+        return "not distinguishable from"
+    return "better than" if change.difference < 0 else "worse than"
