@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -105,7 +106,14 @@ def test_one_task_set_serves_several_models_and_batch_sizes(loaded, directory):
     assert first == again
     assert first["my_writing"].metric == "exact_match"
     assert first["my_writing"].as_receipt()["metric"] == "exact_match"
-    assert loaded[1].padding_side == "right" or loaded[1].pad_token == "<pad>"
+
+
+def test_the_users_tokenizer_stays_as_it_is(loaded, directory):
+    model, tokenizer = loaded
+    bare = copy.deepcopy(tokenizer)
+    bare.pad_token = None
+    run_tasks(model, bare, ["my_choice"], task_dirs=[directory], limit=1)
+    assert bare.pad_token is None
 
 
 def test_a_group_gives_its_tasks_and_their_mean(loaded, directory):
