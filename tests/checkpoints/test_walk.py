@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import _thread
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -17,11 +19,13 @@ from walk_methods import (
     stored,
 )
 
+from compress.checkpoints import edits
 from compress.checkpoints.anatomy import matrix_view
+from compress.checkpoints.save import save
 from compress.checkpoints.source import open_source
 from compress.checkpoints.walk import open_writer, walk
 from compress.errors import RequestError, RunError
-from tiny_models import ARCHITECTURES, BLOCKS, make_batch, make_checkpoint
+from tiny_models import ARCHITECTURES, BLOCKS, build, make_batch, make_checkpoint
 
 
 def right_padded(rows: int = 3, length: int = 20, seed: int = 5) -> dict:
@@ -445,6 +449,56 @@ def test_an_error_in_the_models_own_code_comes_out_and_nothing_hangs(tmp_path):
         with pytest.raises((IndexError, TypeError, ValueError)):
             walk(source, [make_batch(), bad], Watcher())
         assert threads() == 0
+
+
+def test_an_interrupt_while_the_models_own_code_runs_leaves_no_thread(tmp_path, monkeypatch):
+    source = open_source(make_checkpoint("llama", tmp_path))
+    embed, ran = torch.nn.Embedding.forward, []
+
+    def interrupted(self, tokens):
+        ran.append(threading.current_thread().name)
+        if len(ran) == 2:
+            _thread.interrupt_main()
+            time.sleep(0.05)
+        return embed(self, tokens)
+
+    monkeypatch.setattr(torch.nn.Embedding, "forward", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        walk(source, [make_batch(seed=i) for i in range(4)], Halver())
+    assert ran == ["suspended-forward"] * 2
+    assert threads() == 0
+
+
+def test_hundreds_of_batches_are_no_trouble(tmp_path):
+    source = open_source(make_checkpoint("llama", tmp_path))
+    watcher = Watcher()
+    report = walk(source, [make_batch(1, 4, seed=i) for i in range(100)], watcher)
+    assert report.passes == 2 - 1 / BLOCKS
+    assert len(watcher.inputs["model.layers.3.mlp.down_proj"]) == 100
+    assert threads() == 0
+
+
+@pytest.mark.parametrize("arch", ["llama", "mixtral"])
+def test_an_edited_checkpoint_is_walked_with_its_edits(arch, tmp_path):
+    name = "model.layers.1.self_attn.q_proj"
+    model = build(arch)
+    edits.apply(model, {name: {"kind": "lowrank", "rank": 6}})
+    save(model, tmp_path / "in")
+    source = open_source(tmp_path / "in")
+    writer, outputs, watcher = open_writer(tmp_path / "parts", source), {}, Watcher()
+    batches = three_batches()
+    walk(
+        source,
+        batches,
+        watcher,
+        writer,
+        on_output=lambda stream, batch, out: outputs.__setitem__(batch, out.logits),
+    )
+    assert {f"{name}.up", f"{name}.down"} <= set(watcher.inputs)
+    _, want = plain_run(source.load(), batches, [])
+    assert all(torch.equal(outputs[i], out.logits) for i, out in enumerate(want))
+    writer.join(tmp_path / "out")
+    assert same_tensors(stored(tmp_path / "out"), stored(tmp_path / "in"))
 
 
 def test_an_interrupt_between_blocks_keeps_the_finished_ones(tmp_path):
