@@ -1,11 +1,15 @@
-"""Train the tiny Llama that the package ships, from the corpus that `generate.py` makes.
+"""Train the shipped tiny Llama on the corpus of generate.py; two CPU cores are enough.
 
-    python calib_data/train_tiny_llama.py --output tiny-llama --minutes 40
+    python calib_data/train_tiny_llama.py --output DIR --log log.jsonl --minutes 45
 
-Needs a CPU and less than an hour. Training documents are made as they are needed, so nothing is
-seen twice; answers weigh more in the loss. The run ends after --steps, or when its --minutes are
-over (the learning rate falls with whichever is nearer its end), and goes on from
-OUTPUT.state where it was interrupted. Weights are written in bfloat16, with the tokenizer.
+Weights and data follow from --seed; how many steps fit into --minutes depends on the machine, so
+--steps alone gives the same model twice (with the same torch and number of threads). The run ends
+when --steps are done or --minutes are over; the learning rate falls with whichever is nearer its
+end. Every --save minutes and at the end it evaluates the tasks and writes the checkpoint, in
+bfloat16, and OUTPUT.state, from which the same command goes on after an interruption.
+
+Hidden matrices are trained by Muon (Jordan 2024, https://kellerjordan.github.io/posts/muon/), the
+embedding and the norms by AdamW.
 """
 
 from __future__ import annotations
@@ -13,41 +17,40 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
+from generate import DOMAINS, Document, Item, document, task_items
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from generate import DOMAINS, Document, document  # noqa: E402
-
 VOCABULARY = 1024
-LENGTH = 128  # tokens a training window
+LENGTH = 128  # tokens of a training window
 CONTEXT = 256  # tokens the model is made for
-SEED = 7
+WARM_UP = 60  # steps
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE on 2,000 documents of every domain."""
-    core = Tokenizer(models.BPE(unk_token=None))
+def make_tokenizer(seed: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE of 1,024 tokens from 1,500 training documents of every domain."""
+    core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
-        special_tokens=["<s>", "</s>", "<pad>"],
+        special_tokens=["<unk>", "<s>", "</s>", "<pad>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    texts = (document(SEED, d, n, "train").text for n in range(2000) for d in DOMAINS)
+    texts = (document(seed, d, n, "train").text for n in range(1500) for d in DOMAINS)
     core.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
+        unk_token="<unk>",
         bos_token="<s>",
         eos_token="</s>",
         pad_token="<pad>",
@@ -56,86 +59,137 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def make_model() -> LlamaForCausalLM:
-    """Eight layers of width 112: about 1.4 million parameters, embeddings tied."""
-    torch.manual_seed(SEED)
+def make_model(seed: int, vocabulary: int) -> LlamaForCausalLM:
+    """Eight layers of width 96, about one million parameters, embeddings tied."""
+    torch.manual_seed(seed)
     return LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=112,
+            vocab_size=vocabulary,
+            hidden_size=96,
             num_hidden_layers=8,
             num_attention_heads=4,
             num_key_value_heads=4,
-            intermediate_size=304,
+            intermediate_size=288,
             max_position_embeddings=CONTEXT,
             tie_word_embeddings=True,
-            bos_token_id=0,
-            eos_token_id=1,
-            pad_token_id=2,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=3,
         )
     )
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose update is made orthogonal by five Newton-Schulz steps, batched by shape.
+
+    torch's own does one matrix at a time in bfloat16, which CPUs without such units emulate.
+    """
+
+    def __init__(self, matrices: Iterable[Tensor], lr: float, momentum: float, weight_decay: float):
+        super().__init__(matrices, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update every matrix from its gradient."""
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[Tensor]] = {}
+            for matrix in group["params"]:
+                by_shape.setdefault(matrix.shape, []).append(matrix)
+            for shape, matrices in by_shape.items():
+                updates = []
+                for matrix in matrices:
+                    assert matrix.grad is not None
+                    state = self.state[matrix]
+                    buffer = state.setdefault("momentum", torch.zeros_like(matrix))
+                    buffer.lerp_(matrix.grad, 1 - group["momentum"])
+                    updates.append(matrix.grad.lerp(buffer, group["momentum"]))  # Nesterov
+                scale = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
+                for matrix, update in zip(matrices, orthogonal(torch.stack(updates))):
+                    matrix.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=scale)
+
+
+def orthogonal(matrices: Tensor) -> Tensor:
+    """Bring the singular values of [n, rows, columns] near 1, by Muon's quintic iteration."""
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices
+    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x.mT if tall else x
 
 
 def encode(
     tokenizer: PreTrainedTokenizerFast, one: Document, weight: float
 ) -> tuple[list[int], list[float]]:
-    """Token ids of a document, from </s> on, and each token's weight in the loss."""
-    ids, weights = [tokenizer.eos_token_id], [1.0]
-    for index, piece in enumerate(one.pieces):
-        if piece:
-            tokens = tokenizer(piece, add_special_tokens=False)["input_ids"]
-            ids += tokens
-            weights += [weight if index % 2 else 1.0] * len(tokens)
-    return ids, weights
+    """Token ids of a document and the closing </s>, and each token's weight in the loss."""
+    ids, weights = [], []
+    pieces = tokenizer.backend_tokenizer.encode_batch(list(one.pieces), add_special_tokens=False)
+    for index, piece in enumerate(pieces):
+        ids += piece.ids
+        weights += [weight if index % 2 else 1.0] * len(piece.ids)
+    return [*ids, tokenizer.eos_token_id], [*weights, 1.0]
 
 
-def stream(
-    tokenizer: PreTrainedTokenizerFast, start: dict[str, int], weight: float
-) -> Iterator[tuple[int, int, float]]:
-    """Endless (token, domain, weight); the domain with the fewest tokens so far comes next.
+class Source:
+    """Training windows; the domain with the fewest tokens so far gives the next document."""
 
-    Args:
-        start: next document's number by domain; advanced in place.
-        weight: of an answer's tokens.
-    """
-    spent = dict.fromkeys(DOMAINS, 0)
-    while True:
-        domain = min(DOMAINS, key=spent.__getitem__)
-        one = document(SEED, domain, start[domain], "train")
-        start[domain] += 1
-        ids, weights = encode(tokenizer, one, weight)
-        spent[domain] += len(ids)
-        number = DOMAINS.index(domain)
-        yield from ((i, number, w) for i, w in zip(ids, weights))
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int, weight: float):
+        self.tokenizer, self.seed, self.weight = tokenizer, seed, weight
+        self.next_document = dict.fromkeys(DOMAINS, 0)
+        self.spent = dict.fromkeys(DOMAINS, 0)
+        self.rest: list[tuple[int, int, float]] = []
 
+    def batch(self, rows: int) -> Tensor:
+        """Return [3, rows, LENGTH + 1]: token, domain, weight."""
+        need = rows * (LENGTH + 1)
+        while len(self.rest) < need:
+            domain = min(DOMAINS, key=self.spent.__getitem__)
+            one = document(self.seed, domain, self.next_document[domain], "train")
+            ids, weights = encode(self.tokenizer, one, self.weight)
+            self.next_document[domain] += 1
+            self.spent[domain] += len(ids)
+            number = DOMAINS.index(domain)
+            self.rest += [(i, number, w) for i, w in zip(ids, weights)]
+        taken, self.rest = self.rest[:need], self.rest[need:]
+        return torch.tensor(taken, dtype=torch.float64).T.reshape(3, rows, LENGTH + 1)
 
-def batches(tokens: Iterator[tuple[int, int, float]], rows: int) -> Iterator[torch.Tensor]:
-    """[3, rows, LENGTH + 1] of token, domain, weight; windows overlap by one token."""
-    while True:
-        flat = [next(tokens) for _ in range(rows * LENGTH + 1)]
-        columns = torch.tensor(flat, dtype=torch.float64).T
-        yield torch.stack([columns[:, i * LENGTH : (i + 1) * LENGTH + 1] for i in range(rows)], 1)
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs to go on from here."""
+        return {"next": self.next_document, "spent": self.spent, "rest": self.rest}
 
-
-def optimizer_of(model: LlamaForCausalLM, rate: float) -> torch.optim.Optimizer:
-    """AdamW; norms don't decay."""
-    matrices = [p for p in model.parameters() if p.ndim == 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=True)
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state."""
+        self.next_document, self.spent, self.rest = state["next"], state["spent"], state["rest"]
 
 
-def loss_of(model: LlamaForCausalLM, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The weighted mean loss, and the unweighted loss of every predicted token [rows * LENGTH]."""
+def optimizers_of(
+    model: LlamaForCausalLM, muon_rate: float, adam_rate: float
+) -> list[torch.optim.Optimizer]:
+    """Muon for the hidden matrices, AdamW for embedding and norms (norms don't decay)."""
+    hidden = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+    embedding = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" in n]
+    norms = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": embedding, "weight_decay": 0.1}, {"params": norms, "weight_decay": 0.0}]
+    adam = torch.optim.AdamW(groups, lr=adam_rate, betas=(0.9, 0.98))
+    optimizers = [Muon(hidden, muon_rate, 0.95, 0.1), adam]
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak"] = group["lr"]
+    return optimizers
+
+
+def loss_of(model: LlamaForCausalLM, batch: Tensor) -> tuple[Tensor, Tensor]:
+    """The weighted mean loss, and the plain loss of every predicted token [rows * LENGTH]."""
     ids = batch[0].long()
-    logits = model(ids[:, :-1], use_cache=False).logits
-    each = cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
+    logits = model(ids[:, :-1], use_cache=False).logits.flatten(0, 1)
+    each = cross_entropy(logits, ids[:, 1:].flatten(), reduction="none")
     weight = batch[2, :, 1:].flatten().float()
     return (each * weight).sum() / weight.sum(), each.detach()
 
 
-def by_domain(each: torch.Tensor, batch: torch.Tensor) -> dict[str, float]:
-    """Mean loss of each domain's answers, and of all its tokens."""
+def by_domain(each: Tensor, batch: Tensor) -> dict[str, float]:
+    """Mean loss in nats of each domain's tokens, and of its answers' tokens alone."""
     domain, weight = batch[1, :, 1:].flatten(), batch[2, :, 1:].flatten()
     found = {}
     for number, name in enumerate(DOMAINS):
@@ -147,88 +201,147 @@ def by_domain(each: torch.Tensor, batch: torch.Tensor) -> dict[str, float]:
     return found
 
 
-def train(options: argparse.Namespace) -> None:
-    """Run, log, and save whenever --save minutes have passed and at the end."""
-    out = Path(options.output)
-    state_file = out.with_name(out.name + ".state")
-    torch.set_num_threads(options.threads)
-    tokenizer, model = make_tokenizer(), make_model()
-    optimizer = optimizer_of(model, options.rate)
-    step, spent, position = 0, 0.0, dict.fromkeys(DOMAINS, 0)
-    if state_file.is_file():
-        state = torch.load(state_file, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        step, spent, position = state["step"], state["spent"], state["position"]
-    source = batches(stream(tokenizer, position, options.answer_weight), options.rows)
-    saved = begun = time.monotonic()
-    print(sum(p.numel() for p in model.parameters()), "parameters", flush=True)
-    with open(options.log, "a", encoding="utf-8") as log:
-        while True:
-            minutes = (spent + time.monotonic() - begun) / 60
-            done = max(step / options.steps, minutes / options.minutes)
-            if done >= 1:
-                break
-            warm = min(1.0, (step + 1) / 100)
-            for group in optimizer.param_groups:
-                group["lr"] = options.rate * warm * min(1.0, 0.02 + 1.6 * (1 - done))
-            batch = next(source)
-            loss, each = loss_of(model, batch)
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            step += 1
-            if step % options.every == 0:
-                row = {
-                    "step": step,
-                    "tokens": step * options.rows * LENGTH,
-                    "minutes": round(minutes, 2),
-                    "loss": round(float(loss), 4),
-                    "gradient_norm": round(float(norm), 3),
-                    "rate": optimizer.param_groups[0]["lr"],
-                    **by_domain(each, batch),
-                }
-                log.write(json.dumps(row) + "\n")
-                log.flush()
-            if time.monotonic() - saved > options.save * 60:
-                saved = time.monotonic()
-                write(model, tokenizer, out)
-                state = {
-                    "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "step": step,
-                    "spent": spent + saved - begun,
-                    "position": position,
-                }
-                torch.save(state, f"{state_file}.tmp")
-                os.replace(f"{state_file}.tmp", state_file)
-    write(model, tokenizer, out)
-    state_file.unlink(missing_ok=True)
+@torch.no_grad()
+def choose(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, items: list[Item]
+) -> list[int]:
+    """Index of each item's most likely choice, by the summed log-probability of its tokens."""
+    chosen = []
+    for one in items:
+        start = len(tokenizer(one.context, add_special_tokens=False)["input_ids"])
+        texts = [f"{one.context} {choice}" for choice in one.choices]
+        rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        longest = max(map(len, rows))
+        ids = torch.tensor([row + [tokenizer.pad_token_id] * (longest - len(row)) for row in rows])
+        scores = model(ids).logits.log_softmax(-1)[:, :-1]
+        scores = scores.gather(-1, ids[:, 1:, None])[..., 0]
+        totals = [scores[i, start - 1 : len(row) - 1].sum() for i, row in enumerate(rows)]
+        chosen.append(int(torch.stack(totals).argmax()))
+    return chosen
+
+
+def accuracies(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, count: int
+) -> dict[str, float]:
+    """Share of right choices by domain, on calibration items: the test stays untouched."""
+    model.eval()
+    found = {}
+    for domain in DOMAINS:
+        items = task_items(domain, count, "calibration")[:count]
+        chosen = choose(model, tokenizer, items)
+        right = sum(c == one.gold for c, one in zip(chosen, items))
+        found[domain] = round(right / len(items), 4)
+    model.train()
+    return found
 
 
 def write(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
     """Save in bfloat16, leaving the model as it is."""
     copy = LlamaForCausalLM(model.config)
     copy.load_state_dict(model.state_dict())
-    copy.to(torch.bfloat16).save_pretrained(out)
+    copy.bfloat16().save_pretrained(out)
     tokenizer.save_pretrained(out)
+
+
+class Run:
+    """A training run: model, optimizers, data, and how far it has come."""
+
+    def __init__(self, options: argparse.Namespace):
+        self.options, self.out = options, Path(options.output)
+        self.state_file = self.out.with_name(f"{self.out.name}.state")
+        self.tokenizer = make_tokenizer(options.seed)
+        self.model = make_model(options.seed, VOCABULARY)
+        self.optimizers = optimizers_of(self.model, options.muon_rate, options.adam_rate)
+        self.source = Source(self.tokenizer, options.seed, options.answer_weight)
+        self.step, self.before, self.begun = 0, 0.0, time.monotonic()
+        if self.state_file.is_file():
+            state = torch.load(self.state_file, weights_only=True)
+            self.model.load_state_dict(state["model"])
+            for optimizer, saved in zip(self.optimizers, state["optimizers"]):
+                optimizer.load_state_dict(saved)
+            self.source.restore(state["source"])
+            self.step, self.before = state["step"], state["minutes"]
+
+    @property
+    def minutes(self) -> float:
+        """Minutes trained, those before an interruption included."""
+        return self.before + (time.monotonic() - self.begun) / 60
+
+    @property
+    def done(self) -> float:
+        """How much of the run is over, from 0 to 1 and above."""
+        return max(self.step / self.options.steps, self.minutes / self.options.minutes)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Train to the end; yield a log line every --every steps."""
+        while (done := self.done) < 1:
+            share = min((self.step + 1) / WARM_UP, 1.0, 0.02 + 1.6 * (1 - done))
+            for optimizer in self.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = group["peak"] * share
+            batch = self.source.batch(self.options.rows)
+            loss, each = loss_of(self.model, batch)
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            for optimizer in self.optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            self.step += 1
+            if self.step % self.options.every == 0:
+                yield {
+                    "step": self.step,
+                    "tokens": self.step * self.options.rows * LENGTH,
+                    "minutes": round(self.minutes, 2),
+                    "loss": round(float(loss.detach()), 4),
+                    "gradient_norm": round(float(norm), 3),
+                    "rate_share": round(share, 4),
+                    **by_domain(each, batch),
+                }
+
+    def save(self) -> dict[str, Any]:
+        """Write checkpoint and state; return a log line with the accuracies."""
+        write(self.model, self.tokenizer, self.out)
+        state = {
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "source": self.source.state(),
+            "step": self.step,
+            "minutes": self.minutes,
+        }
+        torch.save(state, f"{self.state_file}.tmp")
+        os.replace(f"{self.state_file}.tmp", self.state_file)
+        found = accuracies(self.model, self.tokenizer, self.options.items)
+        return {"step": self.step, "minutes": round(self.minutes, 2), "accuracy": found}
 
 
 def main() -> None:
     """Read the command line and train."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", default="tiny-llama")
-    parser.add_argument("--log", default="log.jsonl")
-    parser.add_argument("--steps", type=int, default=6000)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--output", required=True, help="directory for the checkpoint")
+    parser.add_argument("--log", required=True, help="JSONL file, appended to")
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=10000)
     parser.add_argument("--minutes", type=float, default=45)
-    parser.add_argument("--rate", type=float, default=3e-3)
-    parser.add_argument("--rows", type=int, default=16, help="windows of 128 tokens a step")
-    parser.add_argument("--answer-weight", type=float, default=4.0)
+    parser.add_argument("--muon-rate", type=float, default=1e-2)
+    parser.add_argument("--adam-rate", type=float, default=3e-3)
+    parser.add_argument("--rows", type=int, default=16, help="windows of 128 tokens in a step")
+    parser.add_argument("--answer-weight", type=float, default=3.0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--every", type=int, default=20, help="steps between log lines")
-    parser.add_argument("--save", type=float, default=3, help="minutes between checkpoints")
-    train(parser.parse_args())
+    parser.add_argument("--save", type=float, default=4, help="minutes between checkpoints")
+    parser.add_argument("--items", type=int, default=60, help="of each task, when evaluated")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    run, saved = Run(options), time.monotonic()
+    with open(options.log, "a", encoding="utf-8") as log:
+        for row in run.rows():
+            log.write(json.dumps(row) + "\n")
+            if time.monotonic() - saved > options.save * 60:
+                log.write(json.dumps(run.save()) + "\n")
+                saved = time.monotonic()
+            log.flush()
+        log.write(json.dumps(run.save()) + "\n")
+    run.state_file.unlink()
 
 
 if __name__ == "__main__":
