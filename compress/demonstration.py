@@ -20,7 +20,7 @@ import torch
 from compress.checkpoints.plan import Plan
 from compress.checkpoints.workspace import Workspace
 from compress.data.registry import shipped
-from compress.evaluation.evaluate import Measures
+from compress.evaluation.measures import Measures
 from compress.numerics.allocation import to_counts
 from compress.progress import Progress, silent
 from compress.reports.compare import Report, report

@@ -157,7 +157,6 @@ EVALUATION = options(
     option(
         "--ppl",
         multiple=True,
-        callback=comma_list,
         metavar="DATA,…",
         heading="Evaluation",
         help="perplexity on these texts",

@@ -22,7 +22,13 @@ from compress.checkpoints.source import Source, open_source
 from compress.checkpoints.workspace import Workspace, check_output
 from compress.data.packing import CalibrationReport, prepare_calibration
 from compress.errors import RequestError, near_names
-from compress.evaluation.evaluate import Measures, Request, check_request, compare, measure
+from compress.evaluation.measures import (
+    Measures,
+    Request,
+    check_request,
+    compare,
+    measure_source,
+)
 from compress.progress import Progress, silent
 from compress.reports.clock import Clock
 from compress.reports.headers import header_line, model_line, plan_line
@@ -304,15 +310,16 @@ def _score(job: _Job, source: Source) -> Measures:
         return Measures()
     with job.clock("evaluate"):
         limit = job.source.token_limit()
-        return measure(
-            source.load(resolve_dtype(settings.dtype), job.device),
-            job.source.tokenizer(),
+        return measure_source(
+            source,
+            job.request,
+            device=job.device,
+            dtype=resolve_dtype(settings.dtype),
             limit=settings.limit,
             seqlen=settings.eval_seqlen or min(DEFAULT_SEQLEN, limit or DEFAULT_SEQLEN),
             stride=settings.stride,
             speed=settings.speed,
             seed=settings.seed,
-            request=job.request,
             progress=job.progress,
         )
 

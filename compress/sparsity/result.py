@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.checkpoints.plan import Plan
-from compress.evaluation.evaluate import Measures
+from compress.evaluation.measures import Measures
 from compress.reports.receipt import Receipt
 
 if TYPE_CHECKING:
