@@ -101,7 +101,7 @@ SCENES = [
     "It was a quiet morning.", "It was late in the day.", "School was over.", "It was Sunday.",
 ]  # fmt: skip
 AFTER = [
-    "Then {n} went home.", "Later {n} told it to everyone.", "That was at noon.",
+    "Then {n} went home.", "Then {n} told it to everyone.", "That was at noon.",
     "It took only a minute.", "The clock struck five.", "{n} stood still.",
 ]  # fmt: skip
 
