@@ -119,6 +119,16 @@ def check_request(
 
 
 def check_model(source: Source, seqlen: int | None, ppl: bool) -> None:
+    """Refuse a model that can't be scored on text.
+
+    Args:
+        source: the model.
+        seqlen: window that was asked for, or None.
+        ppl: whether perplexity is wanted, or else tasks.
+
+    Raises:
+        RequestError: no causal language model, no tokenizer, or a limit below seqlen.
+    """
     kind = source.model_class()
     encodes = ppl and getattr(source.config, "is_encoder_decoder", False)
     if encodes or not kind.can_generate():
