@@ -206,6 +206,8 @@ def spectrum(
     if high - low < 1e-9:  # one value: a bin needs some width
         low, high = low - 0.5, high + 0.5
     bins = max(width - _MARGIN, 1)
+    while bins > 8 and len(drawn) < 3 * bins:  # few values: wider bars
+        bins //= 2
     edges = [10 ** (low + (high - low) * i / bins) for i in range(bins + 1)]
     counts = [0] * bins
     for value in drawn:

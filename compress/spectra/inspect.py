@@ -20,15 +20,13 @@ from compress.checkpoints.source import Source, open_source
 from compress.errors import RequestError, RunError
 from compress.progress import Progress, silent
 from compress.reports import formats as fmt
+from compress.reports.charts import spectrum
 from compress.spectra.measure import MatrixSpectrum, SpectrumRow, read_spectra, rows_of
 from compress.spectra.metrics import METRICS, UNDEFINED, measure_batch
 from compress.spectra.plots import (
-    FIT,
-    TAIL_STARTS,
     histogram,
     overview_png,
     spectrum_png,
-    text_histogram,
 )
 
 DRAWN = "alpha_peak"
@@ -44,7 +42,6 @@ _LEGEND = (
     "of peak's fit and eigenvalues in its tail. A block's line is the mean of its matrices."
 )
 _FIRST_TO_GO = ("D", "k", "strict", "entropy", "mid")  # where the table is wider than the screen
-_CHART_COLUMNS = 64
 
 
 @dataclass(frozen=True)
@@ -73,18 +70,18 @@ class Spectrum:
         if not self.size:
             return f"{part}no tail"
         return (
-            f"{part}tail from {self.start:.3g} {TAIL_STARTS}, {self.size} of "
-            f"{len(self.eigenvalues)} eigenvalues, alpha_peak {self.alpha:.2f}, fitted {FIT}{FIT}"
+            f"{part}{self.size} of {len(self.eigenvalues)} eigenvalues in the tail, "
+            f"alpha_peak {self.alpha:.2f}"
         )
 
     def chart(self, width: int) -> str:
         """The histogram with the fitted tail, at most `width` columns wide."""
-        columns = min(_CHART_COLUMNS, max(width - 16, 16))
-        bins = columns
-        while bins > 8 and len(self.eigenvalues) < 3 * bins:  # few values: wider bars
-            bins //= 2
-        data = histogram(self.eigenvalues, bins, self.alpha, self.start, self.size)
-        return text_histogram(data, bar=columns // bins)
+        return spectrum(
+            self.eigenvalues.tolist(),
+            tail_from=self.start if self.size else None,
+            exponent=self.alpha if self.size else None,
+            width=width,
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Histogram and tail as JSON."""
@@ -169,8 +166,8 @@ class Inspection:
             f"alpha_ks {m['alpha_ks']:.2f}   stable rank {m['stable_rank']:.1f}"
         )
         lines = [fmt.wrap(head, width, "  ")]
-        for spectrum in self.spectra:
-            lines += ["", fmt.wrap(spectrum.caption(), width, "  "), spectrum.chart(width)]
+        for one in self.spectra:
+            lines += ["", fmt.wrap(one.caption(), width, "  "), one.chart(width)]
         return "\n".join(lines)
 
 

@@ -1,8 +1,4 @@
-"""Pictures of spectra: one in plain text, one and all of them as PNG.
-
-A spectrum is drawn as a histogram over the logarithm of the eigenvalues, with the number that the
-fitted tail expects in each bin.
-"""
+"""Pictures of spectra as PNG: one matrix with its fitted tail, or a metric over all blocks."""
 
 from __future__ import annotations
 
@@ -18,10 +14,6 @@ from compress.spectra.measure import SpectrumRow
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-_EIGHTHS = " ▁▂▃▄▅▆▇█"
-FIT = "╌"
-TAIL_STARTS = "┴"
 
 
 class Histogram(NamedTuple):
@@ -60,57 +52,6 @@ def histogram(eigenvalues: Tensor, bins: int, alpha: float, start: float, size: 
         right = np.maximum(edges[1:], start) / start
         expected = size * (left ** (1 - alpha) - right ** (1 - alpha))
     return Histogram(edges, counts.astype(np.int64), expected)
-
-
-def text_histogram(data: Histogram, height: int = 4, bar: int = 1) -> str:
-    """Draw a histogram in characters: bars in eighths, the fitted tail dashed where it is higher.
-
-    Args:
-        data: the histogram.
-        height: rows of text.
-        bar: columns of text a bin.
-    """
-    top = max(int(data.counts.max(initial=0)), 1)
-    # Counts on the axis are whole numbers, a row apart.
-    step = -(-top // height)
-    eighths = np.ceil(data.counts * 8 / step).astype(int)
-    fit = np.where(data.expected > 0, np.minimum(data.expected / step, height), -1.0)
-    label = max(len(str(step * height)), len("count"))
-    lines = ["count".rjust(label)]
-    for row in range(height - 1, -1, -1):
-        cells = []
-        for filled, line in zip(eighths, fit, strict=True):
-            cell = _EIGHTHS[int(np.clip(filled - 8 * row, 0, 8))]
-            here = row <= line < row + 1 or (row == height - 1 and line >= height)
-            cells.append((FIT if cell == " " and here else cell) * bar)
-        lines.append(f"{step * row + step:>{label}} ┤{''.join(cells).rstrip()}")
-    rule = ["─"] * (bar * len(data.counts))
-    if data.expected.any():
-        rule[bar * int((data.expected > 0).argmax())] = TAIL_STARTS
-    lines.append(f"{0:>{label}} ┼{''.join(rule)}")
-    lines.append(" " * (label + 2) + _axis(data.edges, bar * len(data.counts)))
-    return "\n".join(lines)
-
-
-def _axis(edges: np.ndarray, width: int) -> str:
-    """Powers of ten under their bins, and the axis' name."""
-    logs = np.log10(edges)
-    line = [" "] * width
-    free = 0
-    span = logs[-1] - logs[0]
-    every = max(1, round(span / 6))
-    steps = (1, 2, 5) if span < 2 else (1,)  # too few powers of ten to read a narrow axis by
-    for power in range(int(np.floor(logs[0])), int(np.floor(logs[-1])) + 1):
-        for step in steps if power % every == 0 else ():
-            at = int(np.floor((power + np.log10(step) - logs[0]) / span * width))
-            text = f"{step}e{power}" if power else f"{step}"
-            if at >= free and at + len(text) <= width:
-                line[at : at + len(text)] = text
-                free = at + len(text) + 2
-    name = "eigenvalue"
-    last = max((i for i, c in enumerate(line) if c != " "), default=-3)
-    at = max(last + 3, width - len(name))
-    return ("".join(line[:at]).ljust(at) + name).rstrip()
 
 
 def spectrum_png(

@@ -66,7 +66,8 @@ def test_the_fitted_tail_expects_what_a_pareto_sample_has():
 def test_every_eigenvalue_is_drawn_or_said_to_be_left_out():
     text = charts.spectrum([1.0, 2.0, 0.0, -1e-9, math.nan], ascii_only=False)
     assert text.splitlines()[-1].strip() == "left out: 2 at or below zero, 1 not finite"
-    assert sum(h > 0 for h in heights(text, 6)) == 2
+    drawn = [h > 0 for h in heights(text, 6)]  # few values: bins are several columns wide
+    assert [full for full, _ in itertools.groupby(drawn)].count(True) == 2
 
 
 def test_the_tail_is_marked_at_its_place():

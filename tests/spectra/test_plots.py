@@ -1,4 +1,4 @@
-"""Pictures: what the histogram counts and expects, and how it reads as text."""
+"""Pictures: what the histogram counts and expects."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from compress.spectra.plots import FIT, TAIL_STARTS, histogram, text_histogram
+from compress.spectra.plots import histogram
 
 
 def test_every_positive_eigenvalue_is_counted_once():
@@ -34,31 +34,3 @@ def test_spectra_without_width_are_drawn(e):
     data = histogram(torch.tensor(e, dtype=torch.float64), 8, 0.0, 0.0, 0)
     assert data.counts.sum() == sum(v > 0 for v in e)
     assert not data.expected.any()
-    assert "eigenvalue" in text_histogram(data)
-
-
-def test_the_text_shows_heights_tail_and_axis():
-    e = torch.cat([torch.full((8,), 1.0), torch.full((4,), 10.0), torch.full((1,), 99.9)]).double()
-    text = text_histogram(histogram(e, 4, 2.0, 10.0, 5), height=4, bar=3)
-    lines = text.splitlines()
-    assert lines[0] == "count"
-    assert [line[:5].strip() for line in lines[1:6]] == ["8", "6", "4", "2", "0"]
-    assert lines[1] == "    8 ┤███"
-    assert lines[3] == "    4 ┤███   ███"
-    assert lines[4].startswith("    2 ┤███   ███")
-    assert lines[4].rstrip().endswith("▄▄▄")
-    assert lines[5].index(TAIL_STARTS) == lines[3].rindex("███")
-    assert lines[6].split() == ["1", "5", "2e1", "eigenvalue"]  # as many as fit
-
-
-def test_a_fit_above_the_bars_is_dashed():
-    e = torch.tensor([1.0, 1.0, 1.0, 1.0, 100.0], dtype=torch.float64)
-    lines = text_histogram(histogram(e, 4, 1.5, 1.0, 5), height=4).splitlines()
-    assert any(FIT in line for line in lines)
-    assert FIT not in lines[5]
-
-
-def test_one_count_is_visible_beside_many():
-    e = torch.cat([torch.full((500,), 1.0), torch.full((1,), 50.0)]).double()
-    lines = text_histogram(histogram(e, 10, 0.0, 0.0, 0)).splitlines()
-    assert lines[4].rstrip().endswith("▁")
