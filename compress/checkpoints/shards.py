@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import dot_natural_key, revert_weight_conversion
 
 from compress.checkpoints.durable import sync, writing
+from compress.checkpoints.source import Source
 
 _SUFFIX = ".safetensors"
 _NOTE = "compress"
@@ -36,6 +37,8 @@ class ShardWriter:
         mapping: the conversions that loading it needed (`BlockLoader.conversions`); their reverse
             gives the stock names. None leaves that to the library.
         max_shard_size: largest file that `join` makes, such as "5GB".
+        keep: the checkpoint whose dtypes are kept, tensor by tensor, whatever the walk computes in;
+            None writes the dtypes that come.
     """
 
     def __init__(
@@ -44,11 +47,13 @@ class ShardWriter:
         model: PreTrainedModel,
         mapping: Sequence[Any] | None = None,
         max_shard_size: int | str = "5GB",
+        keep: Source | None = None,
     ) -> None:
         self.directory = Path(directory)
         self.model = model
         self.mapping = mapping
         self.max_shard_size = max_shard_size
+        self.keep = keep
         self.directory.mkdir(parents=True, exist_ok=True)
         for left in self.directory.glob("*.tmp*"):
             left.unlink()
@@ -91,7 +96,28 @@ class ShardWriter:
             self.model._weight_conversions = list(self.mapping)  # type: ignore[assignment]
         with torch.no_grad():
             reverted = revert_weight_conversion(self.model, kept)
-        return {name: value.detach().cpu().contiguous() for name, value in reverted.items()}
+        return {
+            name: self._as_on_disk(name, value.detach().cpu()).contiguous()
+            for name, value in reverted.items()
+        }
+
+    def _as_on_disk(self, name: str, value: Tensor) -> Tensor:
+        """Return a tensor in the dtype that it has on disk; the stored one where it is unchanged.
+
+        A checkpoint of one dtype may hold some tensors in another, such as a router in float32:
+        what is not edited must not be rounded on the way.
+        """
+        if self.keep is None or not value.is_floating_point():
+            return value
+        stored = self.keep.tensors.get(name)
+        dtype = self.keep.dtype if stored is None else stored.dtype
+        if dtype == value.dtype or not dtype.is_floating_point:
+            return value
+        if stored is not None and stored.shape == tuple(value.shape):
+            original = self.keep.read([name])[name]
+            if torch.equal(original.to(value.dtype), value):
+                return original
+        return value.to(dtype)
 
     def remove(self, part: str) -> None:
         """Forget one part, if it is there."""

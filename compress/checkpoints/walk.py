@@ -82,11 +82,20 @@ def open_writer(
     dtype: torch.dtype | None = None,
     max_shard_size: int | str = "5GB",
 ) -> ShardWriter:
-    """Return a writer for the parts of `source`'s model, with the names of its own files."""
+    """Return a writer for the parts of `source`'s model, with the names of its own files.
+
+    Args:
+        directory: where the parts lie.
+        source: the checkpoint.
+        dtype: of the written weights, as the walk is given it; None keeps each tensor's dtype on
+            disk, whatever the walk computes in.
+        max_shard_size: largest file of the joined result.
+    """
     model = skeleton(source, dtype)
     blocks = [block.name for block in read_anatomy(model).blocks]
     loader = BlockLoader(source, model, blocks=blocks, dtype=dtype)
-    return ShardWriter(directory, model, loader.conversions, max_shard_size)
+    keep = source if dtype is None else None
+    return ShardWriter(directory, model, loader.conversions, max_shard_size, keep)
 
 
 def walk(

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from compress.checkpoints.placement import resolve_dtype
+from compress.checkpoints.placement import compute_dtype, resolve_dtype
 from compress.checkpoints.source import Source
 from compress.checkpoints.walk import open_writer, walk
 from compress.checkpoints.workspace import Workspace, copy_companions, writing
@@ -51,6 +51,7 @@ def prune(
     What an interrupted run has finished there is kept: the parts are the journal.
     """
     dtype = resolve_dtype(settings.dtype)
+    running = dtype or compute_dtype(source.dtype, device)
     needs_inputs = settings.method != "magnitude"
     pruner = Pruner(
         targets,
@@ -58,6 +59,7 @@ def prune(
         damp=settings.damp,
         block_size=settings.block_size,
         true_sequential=settings.propagate == "true-sequential",
+        stored=dtype or source.dtype,
         notes_file=workspace.path / "notes.jsonl",
     )
     writer = open_writer(workspace.path / "parts", source, dtype=dtype)
@@ -67,7 +69,7 @@ def prune(
         pruner,
         writer,
         device=device,
-        dtype=dtype,
+        dtype=running if running != source.dtype else None,
         streams=(STREAM,),
         progress=_renamed(progress, "prune"),
         resume=True,  # a new workspace has no parts
@@ -94,6 +96,7 @@ def measure_outliers(
         batches,
         meter,
         device=device,
+        dtype=compute_dtype(source.dtype, device),
         streams=(STREAM,),
         progress=_renamed(progress, "outliers"),
         propagate="dense",

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from compress.calibration.statistics import ColumnNorms, Gram
@@ -87,6 +88,8 @@ class Pruner:
         block_size: SparseGPT's column block.
         true_sequential: attention inputs, attention output, MLP inputs and MLP output are pruned
             one after the other, each seeing the ones before it pruned.
+        stored: dtype of the weights on disk; what a method computes is rounded to it before later
+            blocks see it, so that they see what is written. None is the dtype they come in.
         notes_file: where notes are kept across an interruption, a line per finished block.
     """
 
@@ -98,6 +101,7 @@ class Pruner:
         damp: float = 0.01,
         block_size: int = 128,
         true_sequential: bool = False,
+        stored: torch.dtype | None = None,
         notes_file: Path | None = None,
     ) -> None:
         self.targets = targets
@@ -105,6 +109,7 @@ class Pruner:
         self.damp = damp
         self.block_size = block_size
         self.true_sequential = true_sequential
+        self.stored = stored
         self.notes_file = notes_file
         self._notes: list[str] = []
         self._by_block: dict[str, list[str]] = {}
@@ -162,7 +167,7 @@ class Pruner:
             return
         if self.method == "sparsegpt" and statistic is not None:
             result = sparsegpt(
-                view,
+                view.to(self.stored or view.dtype),
                 statistic,
                 target.zeros,
                 pattern=target.pattern,

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from reference import prune_whole_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import compress
@@ -326,3 +326,44 @@ def test_bert_is_pruned_but_not_scored(checkpoint, prune, tmp_path):
     with pytest.raises(compress.errors.RequestError, match="causal"):
         prune(checkpoint("bert"), tmp_path / "two", ppl=(str(tmp_path / "x"),))
     assert not (tmp_path / "two").exists()
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+def test_a_slow_16_bit_cpu_computes_in_float32_and_writes_16_bit(
+    method, checkpoint, prune, tmp_path, monkeypatch
+):
+    from compress.checkpoints import placement
+    from compress.sparsity import pruner
+
+    seen = set()
+    observe = pruner.Pruner.observe
+
+    def look(self, matrix, inputs, keep):
+        seen.update(x.dtype for x in inputs.values())
+        observe(self, matrix, inputs, keep)
+
+    monkeypatch.setattr(pruner.Pruner, "observe", look)
+    monkeypatch.setattr(placement, "_has_instructions", lambda dtype: False)
+    result = prune(checkpoint("llama", torch.bfloat16), tmp_path / "out", method=method)
+    assert seen == {torch.float32}
+    written = matrices(dense(tmp_path / "out"))
+    assert {m.dtype for m in written.values()} == {torch.bfloat16}
+    for row in result.plan.rows:
+        assert zeros(written[row["module"]]) == row["zeros"]
+    if method == "wanda":  # survivors are the stored bits
+        for name, before in matrices(dense(checkpoint("llama", torch.bfloat16))).items():
+            kept = written[name] != 0
+            assert torch.equal(written[name][kept], before[kept])
+
+
+def test_a_tensor_in_another_dtype_than_the_rest_is_not_rounded(checkpoint, prune, tmp_path):
+    source = tmp_path / "mixed"
+    make_checkpoint("llama", source, dtype=torch.bfloat16)
+    tensors = load_file(source / "model.safetensors")
+    name = "model.layers.1.input_layernorm.weight"
+    tensors[name] = torch.rand(32) + 1 / 3
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    prune(source, tmp_path / "out")
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert written[name].dtype == torch.float32
+    assert torch.equal(written[name], tensors[name])
