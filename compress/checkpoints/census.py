@@ -13,7 +13,7 @@ _CHUNK = 1 << 24  # elements counted at a time
 
 
 class Census(NamedTuple):
-    """Counts over the stored tensors; a tied weight is stored, and counted, once."""
+    """Counts over the stored weights; a tied weight is stored, and counted, once."""
 
     parameters: int
     nonzero: int
@@ -24,14 +24,18 @@ class Census(NamedTuple):
 def census(source: Source, progress: Progress = silent) -> Census:
     """Count a checkpoint's weights, reading one tensor at a time.
 
+    Integer tensors (position ids that old checkpoints carry, masks) are no weights.
+
     Args:
         source: an opened checkpoint, edited or not.
         progress: told each tensor.
     """
+    weights = [name for name, t in source.tensors.items() if t.dtype.is_floating_point]
     nonzero = 0
-    for done, name in enumerate(source.tensors):
-        progress("count weights", done, len(source.tensors), name)
+    for done, name in enumerate(weights):
+        progress("count weights", done, len(weights), name)
         tensor = source.read([name])[name]
         nonzero += sum(int(torch.count_nonzero(p)) for p in tensor.reshape(-1).split(_CHUNK))
-    progress("count weights", len(source.tensors), len(source.tensors))
-    return Census(source.parameters_on_disk(), nonzero, source.bytes_on_disk())
+    progress("count weights", len(weights), len(weights))
+    parameters = sum(source.tensors[name].numel for name in weights)
+    return Census(parameters, nonzero, source.bytes_on_disk())
