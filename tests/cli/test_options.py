@@ -1,9 +1,15 @@
 """--config: any option from YAML, the command line wins, mistakes are named."""
 
+import dataclasses
+from pathlib import Path
+
 import pytest
 
 from compress.cli import alpha_prune
-from compress.cli.main import call
+from compress.cli.main import COMMANDS, call
+from compress.sparsity.settings import AlphaPruneSettings
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
 
 @pytest.fixture
@@ -58,9 +64,13 @@ def test_a_wrong_config_is_exit_code_2(text, words, tmp_path, capsys):
 
 
 def test_every_option_of_the_settings_has_a_switch():
-    from dataclasses import fields
-
-    from compress.sparsity.settings import AlphaPruneSettings
-
     switches = {p.name for p in alpha_prune.command.params}
-    assert {f.name for f in fields(AlphaPruneSettings)} <= switches
+    assert {f.name for f in dataclasses.fields(AlphaPruneSettings)} <= switches
+
+
+@pytest.mark.parametrize("file", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_shipped_setting_is_one_that_the_command_takes(file, seen):
+    command = next(name for name in COMMANDS if file.stem.startswith(name))
+    assert call([command, "m", "-o", "o", "--config", str(file)]) == 0
+    fields = {f.name for f in dataclasses.fields(AlphaPruneSettings)}
+    AlphaPruneSettings(**{k: v for k, v in seen.items() if k in fields}).check(("alpha_peak",))
