@@ -25,8 +25,8 @@ import lexicon as lex
 SPLITS = ("train", "calibration", "test")
 DOMAINS = ("story", "arithmetic", "entailment", "commonsense")
 TASK_ITEMS = 240
-DEMO_DOCUMENTS = {"calibration": 660, "test": 200}  # of each domain
-PER_DOCUMENT = {"story": 1, "arithmetic": 1, "entailment": 3, "commonsense": 4}
+DEMO_DOCUMENTS = {"calibration": 850, "test": 300}  # of each domain
+PER_DOCUMENT = {"story": 1, "arithmetic": 1, "entailment": 1, "commonsense": 2}
 LARGEST = 12  # no number of an arithmetic problem is larger
 
 
