@@ -8,7 +8,11 @@ from collections import Counter
 import baselines
 import generate
 import pytest
+import torch
 from generate import Item
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from compress.evaluation.tasks import TaskSet
 
 
 def made(context: str, choices: tuple[str, ...], gold: int, **parts: str) -> Item:
@@ -74,3 +78,14 @@ def test_no_heuristic_on_the_text_solves_a_task(domain):
     training = [generate.item(7, domain, n, "train") for n in range(2000)]
     for name, accuracy in baselines.text_baselines(domain, items, training).items():
         assert accuracy < 0.6, (domain, name, accuracy)
+
+
+def test_the_model_is_scored_as_lm_eval_scores_it(shipped):
+    model = AutoModelForCausalLM.from_pretrained(shipped / "tiny-llama", dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(shipped / "tiny-llama")
+    items = generate.task_items("arithmetic")[:40]
+    own = baselines.model_scores(model, tokenizer, items)
+    harness = TaskSet(["tiny_arithmetic"]).run(model, tokenizer, limit=40)["tiny_arithmetic"]
+    outcomes = sorted((int(key.split(":")[0]), value) for key, value in harness.items.items())
+    right = [float(max(s) == s[one.gold]) for one, s in zip(items, own, strict=True)]
+    assert [value for _, value in outcomes] == right
