@@ -23,11 +23,12 @@ from compress.data.registry import shipped
 from compress.evaluation.measures import Measures
 from compress.numerics.allocation import to_counts
 from compress.progress import Progress, silent
+from compress.reports import formats as fmt
 from compress.reports.compare import Report, report
 from compress.sparsity.command import PruneResult, alpha_prune
 
 MODEL = "tiny-llama"
-TEXT = "demo/test.jsonl"
+TEXT = "demo"
 TASKS = ("tiny_arithmetic", "tiny_commonsense", "tiny_entailment", "tiny_story")
 SPARSITIES = (0.6, 0.7)
 ARMS = ("uniform", "alpha", "first-spared")
@@ -42,25 +43,39 @@ class Demo:
     """What the demo found.
 
     Attributes:
-        report: all runs side by side.
+        reports: the arms side by side, a table per sparsity, uniform the reference.
         spectrum: one matrix's spectrum as a chart.
         verdicts: a sentence per sparsity on what the figures show.
         output: where the checkpoints lie, if they were to be kept.
     """
 
-    report: Report
+    reports: tuple[Report, ...]
     spectrum: str
     verdicts: tuple[str, ...]
     output: Path | None
 
     def as_dict(self) -> dict[str, Any]:
         """The runs, their comparison and the verdicts as JSON types."""
-        return {**self.report.as_dict(), "verdicts": list(self.verdicts)}
+        tables = [table.as_dict() for table in self.reports]
+        runs = [run for table in tables for run in table["runs"]]
+        comparisons = [row for table in tables for row in table.get("comparison", [])]
+        return {
+            "schema": 1,
+            "command": "demo",
+            "runs": runs,
+            "comparison": comparisons,
+            "verdicts": list(self.verdicts),
+        }
 
     def render(self) -> str:
         """Everything for people."""
-        kept = f"\nkept in {self.output}" if self.output else ""
-        return "\n\n".join([self.spectrum, self.report.render(), *self.verdicts]) + kept
+        width = fmt.screen_width()
+        parts = [self.spectrum]
+        for table, verdict in zip(self.reports, self.verdicts):
+            parts += [table.render(), fmt.fit_encoding(fmt.wrap(verdict, width))]
+        if self.output:
+            parts.append(f"kept in {self.output}")
+        return "\n\n".join(parts)
 
 
 def demo(
@@ -90,7 +105,7 @@ def demo(
             place = space.result
         runs = _runs(place, seed, progress, say)
         found = Demo(
-            report([place / name for name in runs]),
+            tuple(report([place / _name(s, arm) for arm in ARMS]) for s in SPARSITIES),
             _spectrum(progress),
             tuple(_verdict(runs, sparsity) for sparsity in SPARSITIES),
             Path(output) if output is not None else None,
@@ -108,9 +123,9 @@ def _runs(place: Path, seed: int, progress: Progress, say: Say) -> dict[str, Pru
     for sparsity in SPARSITIES:
         plan = None
         for arm in ARMS:
-            name = f"s{round(100 * sparsity)}-{arm}"
+            name = _name(sparsity, arm)
             if arm == "first-spared":
-                plan = _first_spared(runs[f"s{round(100 * sparsity)}-alpha"].plan, sparsity)
+                plan = _first_spared(runs[_name(sparsity, "alpha")].plan, sparsity)
             done = alpha_prune(
                 shipped(MODEL),
                 place / name,
@@ -121,7 +136,7 @@ def _runs(place: Path, seed: int, progress: Progress, say: Say) -> dict[str, Pru
                 samples=SAMPLES,
                 seqlen=SEQLEN,
                 batch_size=8,
-                ppl=(str(shipped(TEXT)),),
+                ppl=(TEXT,),
                 tasks=TASKS,
                 limit=LIMIT,
                 eval_seqlen=SEQLEN,
@@ -134,6 +149,10 @@ def _runs(place: Path, seed: int, progress: Progress, say: Say) -> dict[str, Pru
             runs[name] = done
             progress("demo", len(runs), total, name)
     return runs
+
+
+def _name(sparsity: float, arm: str) -> str:
+    return f"s{round(100 * sparsity)}-{arm}"
 
 
 def _first_spared(alpha: Plan, sparsity: float) -> Plan:
@@ -161,11 +180,10 @@ def _spectrum(progress: Progress) -> str:
 
 def _verdict(runs: dict[str, PruneResult], sparsity: float) -> str:
     """Say what the figures at one sparsity show about alpha, and no more."""
-    prefix = f"s{round(100 * sparsity)}-"
-    spec = str(shipped(TEXT))
-    ppl = {arm: runs[prefix + arm].after.perplexity[spec].value for arm in ARMS}
-    alpha = _versus(runs[prefix + "uniform"].after, runs[prefix + "alpha"].after, spec)
-    rank = _versus(runs[prefix + "first-spared"].after, runs[prefix + "alpha"].after, spec)
+    after = {arm: runs[_name(sparsity, arm)].after for arm in ARMS}
+    ppl = {arm: after[arm].perplexity[TEXT].value for arm in ARMS}
+    alpha = _versus(after["uniform"], after["alpha"])
+    rank = _versus(after["first-spared"], after["alpha"])
     figures = ", ".join(f"{arm} {value:.2f}" for arm, value in ppl.items())
     return (
         f"at {sparsity:.0%} zeros, perplexity: {figures}. Alpha is {alpha} uniform, and {rank} "
@@ -173,11 +191,11 @@ def _verdict(runs: dict[str, PruneResult], sparsity: float) -> str:
     )
 
 
-def _versus(reference: Measures, other: Measures, spec: str) -> str:
+def _versus(reference: Measures, other: Measures) -> str:
     """How the other did, told by the paired 95 % interval over the windows."""
     from compress.evaluation.compare import compare_windows
 
-    change = compare_windows(reference.perplexity[spec], other.perplexity[spec])
+    change = compare_windows(reference.perplexity[TEXT], other.perplexity[TEXT])
     if change.ci95 is None or change.ci95[0] <= 0 <= change.ci95[1]:
         return "not distinguishable from"
     return "better than" if change.difference < 0 else "worse than"
