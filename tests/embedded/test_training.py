@@ -19,6 +19,7 @@ def tokenizer():
 @pytest.fixture
 def quick(monkeypatch, tokenizer):
     monkeypatch.setattr(script, "make_tokenizer", lambda seed: tokenizer)
+    monkeypatch.setattr(script, "LEAD_STEPS", 2)
 
     def options(out: Path, steps: int = 6) -> argparse.Namespace:
         return argparse.Namespace(
@@ -62,24 +63,50 @@ def test_a_run_stops_by_time_and_still_saves(tmp_path, quick):
 
 def test_windows_are_the_documents_in_a_row(tokenizer):
     source = script.Source(tokenizer, 7, 4.0)
-    tokens, domains, weight = source.batch(4)
+    tokens, domains, weight, number = source.batch(4)
     text = tokenizer.decode(tokens.flatten().long().tolist())
     story, arithmetic = (document(7, name, 0, "train").text for name in DOMAINS[:2])
-    assert text.startswith(f"{story}</s>")
-    assert f"</s>{arithmetic}</s>" in text
+    assert text.startswith(f"{story}</s>{arithmetic}\n\n")
     answer = document(7, "story", 0, "train").pieces[-2]
     marked = tokens.flatten()[: len(tokenizer(story)["input_ids"])].long()
     marked = marked[weight.flatten()[: len(marked)] == 4]
     assert tokenizer.decode(marked) == answer
-    assert domains.flatten()[0] == 0
+    first = number.flatten() == 0
+    assert tokenizer.decode(tokens.flatten()[first].long().tolist()) == f"{story}</s>"
+    assert set(domains.flatten()[first].tolist()) == {0}
 
 
 def test_domains_get_their_shares_of_tokens(tokenizer):
     source = script.Source(tokenizer, 7, 4.0)
-    _, domains, _ = source.batch(80)
+    domains = source.batch(80)[1]
     counts = torch.bincount(domains.flatten().long(), minlength=len(DOMAINS)).double()
     wanted = torch.tensor([script.SHARES[name] for name in DOMAINS]).double()
     torch.testing.assert_close(counts / counts.sum(), wanted / wanted.sum(), atol=0.02, rtol=0)
+
+
+def test_a_lead_in_holds_one_domain(tokenizer):
+    source = script.Source(tokenizer, 7, 4.0)
+    domains = source.batch(4, "entailment")[1]
+    assert set(domains.flatten().tolist()) == {DOMAINS.index("entailment")}
+
+
+def test_separated_documents_do_not_see_each_other(tokenizer):
+    model = script.make_model(7, script.VOCABULARY).eval()
+    batch = script.Source(tokenizer, 7, 4.0).batch(2)
+    second = batch[3, 0] == 1
+    changed = batch.clone()
+    changed[0, 0, batch[3, 0] == 0] = 300
+    inside = second[1:] & second[:-1]  # predicted from a token of the same document
+    for separated, same in ((2, True), (0, False)):
+        with torch.no_grad():
+            each = [script.loss_of(model, b, separated)[1][:128] for b in (batch, changed)]
+        assert torch.allclose(each[0][inside], each[1][inside], atol=1e-6) == same
+    # What follows never matters, seen or not.
+    later = batch.clone()
+    later[0, 0, 60:] = 300
+    with torch.no_grad():
+        each = [script.loss_of(model, b, 0)[1][:59] for b in (batch, later)]
+    torch.testing.assert_close(each[0], each[1])
 
 
 @pytest.mark.parametrize("shape", [(12, 12), (8, 24), (24, 8)])
