@@ -146,3 +146,14 @@ def test_leftovers_of_a_killed_writer_are_no_parts_and_go(tmp_path):
     _, writer = opened(directory, tmp_path / "parts")
     assert writer.parts() == set()
     assert list((tmp_path / "parts").iterdir()) == []
+
+
+def test_stock_names_do_not_depend_on_what_was_loaded_last(tmp_path):
+    """A partial load by a mapping of its own leaves the model with what that part alone needed."""
+    directory = make_checkpoint("mixtral", tmp_path / "in")
+    loader, writer = opened(directory, tmp_path / "parts")
+    loader.load("model.layers.1")
+    loader.model._weight_conversions = []  # as after norms only
+    stock = writer.stock(loader.tensors("model.layers.1"))
+    want = {n: t for n, t in stored(directory).items() if n.startswith("model.layers.1.")}
+    assert same_tensors(stock, want)
