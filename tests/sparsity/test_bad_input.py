@@ -277,3 +277,21 @@ def test_quiet_says_nothing(model, tmp_path, text, capfd):
     captured = capfd.readouterr()
     assert captured.out == ""
     assert captured.err == ""
+
+
+def test_matrices_without_a_spectrum_get_a_defined_share_and_a_note(model, tmp_path, text, capsys):
+    def change(tensors):
+        tensors["model.layers.1.mlp.up_proj.weight"].zero_()
+        tensors["model.layers.2.mlp.up_proj.weight"].fill_(0.5)
+
+    edit_weights(model, change)
+    out = tmp_path / "out"
+    argv = ["--calib", str(text), "--samples", "4", "--seqlen", "32", "--granularity", "matrix"]
+    assert call(["alpha-prune", str(model), "-o", str(out), "--json", *argv]) == 0
+    receipt = json.loads(capsys.readouterr().out)
+    plan = json.loads((out / "plan.json").read_text())["rows"]
+    size = sum(row["size"] for row in plan)
+    assert sum(row["zeros"] for row in plan) == round(0.6 * size)
+    notes = " ".join(receipt["notes"])
+    assert "model.layers.1.mlp.up_proj" in notes
+    assert "model.layers.2.mlp.up_proj" in notes
