@@ -278,7 +278,8 @@ def _run(
         after = _score(job, pruned)
         receipt = _receipt(job, plan, walked, pruned, before, after)
         receipt.write(workspace.result)
-        write_items(workspace.result, after.as_items())
+        if after.perplexity or after.tasks:
+            write_items(workspace.result, after.as_items())
         with job.clock("save"):
             workspace.commit()
     return PruneResult(plan, receipt, output, None, before, after)

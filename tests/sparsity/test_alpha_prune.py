@@ -11,11 +11,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import compress
+from compress.checkpoints import edits
 from compress.checkpoints.anatomy import matrix_view, read_anatomy
 from compress.checkpoints.source import open_source
 from compress.data.packing import prepare_calibration
 from compress.reports.validate import check
-from tiny_models import ARCHITECTURES, make_batch, make_checkpoint, tiny_tokenizer
+from tiny_models import ARCHITECTURES, build, make_batch, make_checkpoint, tiny_tokenizer
 
 MOE = {"qwen2_moe", "mixtral"}
 
@@ -367,3 +368,25 @@ def test_a_tensor_in_another_dtype_than_the_rest_is_not_rounded(checkpoint, prun
     written = load_file(tmp_path / "out" / "model.safetensors")
     assert written[name].dtype == torch.float32
     assert torch.equal(written[name], tensors[name])
+
+
+def test_a_low_rank_checkpoint_is_pruned_inside_its_factors(prune, tmp_path):
+    model = build("llama")
+    name = "model.layers.1.mlp.down_proj"
+    edits.apply(model, {name: {"kind": "lowrank", "rank": 8}})
+    with torch.no_grad():
+        for factor in ("up", "down"):
+            model.get_parameter(f"{name}.{factor}.weight").normal_(0, 0.2)
+    compress.save(model, tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    result = prune(tmp_path / "model", tmp_path / "out", ppl=())
+    counts = {row["module"]: row["zeros"] for row in result.plan.rows}
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    for factor in ("up", "down"):
+        weight = loaded.get_parameter(f"{name}.{factor}.weight")
+        assert zeros(weight) == counts[f"{name}.{factor}"] > 0
+    stock = compress.export(tmp_path / "out", tmp_path / "stock")
+    assert stock.modules == (name,)
+    assert sorted(p.name for p in (tmp_path / "stock").glob("*.json")) == sorted(
+        {p.name for p in (tmp_path / "model").glob("*.json")} | {"plan.json", "receipt.json"}
+    )
