@@ -23,19 +23,19 @@ def export(
     trust_remote_code: bool = False,
     progress: Progress = silent,
 ) -> Exported:
-    """Write a checkpoint in a form that needs no `import compress`, with its plan and receipt.
+    """Write a checkpoint in another form, with its plan and receipt.
 
     Args:
         model: a local directory or a Hub id.
         output: the directory to make.
-        to: the form: "stock".
+        to: the form: "stock" needs no `import compress`; "bitmask" stores no zeros.
         overwrite: replace a non-empty output, at the end.
         revision, token, trust_remote_code: of a Hub model.
         progress: told of each module.
 
     Raises:
-        RequestError: an unknown form or model, an output that can't be used, or edits that the form
-            can't hold: the modules in its way are named.
+        RequestError: an unknown form or model, an output that can't be used, edits that the form
+            can't hold (the modules in its way are named), or nothing to pack.
         RunError: the disk is full.
     """
 

@@ -139,6 +139,7 @@ t5 = own(
 ATTENTION = "model.layers.{}.self_attn.{}_proj"
 MLP = "model.layers.{}.mlp.{}_proj"
 LOWRANK = {"kind": "lowrank", "rank": 8}
+BITMASK = {"kind": "bitmask"}
 RESNET = "resnet.encoder.stages.1.layers.0"
 
 CASES: dict[str, Case] = {
@@ -226,6 +227,31 @@ CASES: dict[str, Case] = {
     "post_norm qwen2": Case(tiny("qwen2"), {"model.layers.0": {"kind": "post_norm"}}),
     "post_norm mixtral": Case(tiny("mixtral"), {"model.layers.0": {"kind": "post_norm"}}),
     "post_norm gpt2": Case(tiny("gpt2"), {"transformer.h.2": {"kind": "post_norm"}}),
+    "bitmask llama": Case(
+        tiny("llama", attention_bias=True),
+        {ATTENTION.format(0, "q"): BITMASK, MLP.format(2, "down"): BITMASK},
+    ),
+    "bitmask tied": Case(tiny("qwen3"), {MLP.format(1, "up"): BITMASK}),
+    "bitmask gpt2": Case(
+        tiny("gpt2"), {"transformer.h.0.mlp.c_fc": BITMASK, "transformer.h.1.attn.c_proj": BITMASK}
+    ),
+    "bitmask mixtral": Case(
+        tiny("mixtral"),
+        {"model.layers.1.mlp.experts": BITMASK, ATTENTION.format(0, "k"): BITMASK},
+    ),
+    "bitmask qwen2_moe": Case(
+        tiny("qwen2_moe"),
+        {"model.layers.1.mlp.experts": BITMASK, "model.layers.1.mlp.shared_expert.up_proj": BITMASK},
+    ),
+    "bitmask gpt_oss": Case(gpt_oss, {"model.layers.2.mlp.experts": BITMASK}),
+    "bitmask vit": Case(vit, {"vit.layers.1.mlp.fc1": BITMASK}, "AutoModelForImageClassification"),
+    "bitmask resnet": Case(
+        resnet, {f"{RESNET}.layer.0.convolution": BITMASK}, "AutoModelForImageClassification"
+    ),
+    "bitmask of a lowrank": Case(
+        tiny("llama"),
+        {ATTENTION.format(0, "q"): LOWRANK, ATTENTION.format(0, "q") + ".up": BITMASK},
+    ),
     "several llama": Case(
         tiny("llama"),
         {
@@ -253,6 +279,8 @@ def fill(model: transformers.PreTrainedModel, edited: dict[str, dict]) -> None:
             module = model.get_submodule(name)
             for parameter in module.parameters():
                 parameter.copy_(torch.randn(parameter.shape) * 0.2)
+                if edited[name]["kind"] == "bitmask" and parameter.dim() > 1:
+                    parameter.mul_(torch.rand(parameter.shape) < 0.4)
             for key, buffer in module.named_buffers():
                 if key.endswith(("running_mean", "running_var")):
                     buffer.copy_(torch.rand(buffer.shape) + 0.5)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from compress.checkpoints.packing import whole_counts
 from compress.checkpoints.source import Source
 from compress.progress import Progress, silent
 
@@ -37,5 +38,6 @@ def census(source: Source, progress: Progress = silent) -> Census:
         tensor = source.read([name])[name]
         nonzero += sum(int(torch.count_nonzero(p)) for p in tensor.reshape(-1).split(_CHUNK))
     progress("count weights", len(weights), len(weights))
-    parameters = sum(source.tensors[name].numel for name in weights)
+    counts = whole_counts(source.tensors)
+    parameters = sum(counts[name] for name in weights)
     return Census(parameters, nonzero, source.bytes_on_disk())

@@ -1,4 +1,4 @@
-"""An edited checkpoint in a form that loads without this package, saying what that costs."""
+"""A checkpoint in another form, stock or without its zeros, saying what that costs."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ from transformers.pytorch_utils import Conv1D
 from compress.checkpoints import edits
 from compress.checkpoints.edits.lowrank import LowRank
 from compress.checkpoints.edits.post_norm import is_post_norm
-from compress.checkpoints.record import config_of, forget
+from compress.checkpoints.record import config_of, forget, packed_here
 from compress.checkpoints.save import Workspace, check_output, copy_companions, writing
 from compress.checkpoints.source import Source, open_source
+from compress.checkpoints.zeros import write_zeros
 from compress.errors import RequestError, near_names
 from compress.progress import Progress, silent
 
-FORMS = ("stock",)
+FORMS = ("stock", "bitmask")
 _NAMED = 4  # modules that a message spells out
+_SPACE = "free some space there, then try again"
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ class Exported:
     Attributes:
         source: the model, as the user named it.
         output: the directory written.
-        form: "stock".
-        modules: what was turned into stock modules.
+        form: "stock" or "bitmask".
+        modules: what was turned into stock modules, or what is stored without its zeros.
         before, after: sizes of the two checkpoints.
         notes: plain sentences: what is gained and lost.
     """
@@ -92,10 +94,12 @@ def export(
     finish: Callable[[Path, Exported], None] | None = None,
     progress: Progress = silent,
 ) -> Exported:
-    """Write a checkpoint in a form that needs no `import compress`.
+    """Write a checkpoint in another form.
 
-    "stock": low-rank modules are multiplied out; edits whose shapes the stock config can spell are
-    kept; a checkpoint without edits is copied as it is.
+    "stock", which needs no `import compress`: low-rank modules are multiplied out and packed ones
+    stored dense; edits whose shapes the stock config can spell are kept; a checkpoint without edits
+    is copied as it is. "bitmask", which needs it: the blocks' matrices are stored without their
+    zeros where that is smaller; other edits are kept.
 
     Args:
         model: a local directory or a Hub id.
@@ -108,39 +112,28 @@ def export(
         progress: told of each module.
 
     Raises:
-        RequestError: the form or the model is unknown, the output can't be used, or stock code
-            can't hold the model: the modules in its way are named.
+        RequestError: the form or the model is unknown, the output can't be used, stock code can't
+            hold the model (the modules in its way are named), or no matrix has enough zeros.
         RunError: the disk is full.
     """
     if to not in FORMS:
         raise RequestError(f"unknown form `{to}`", near_names(to, FORMS))
     source = open_source(model, revision=revision, token=token, trust_remote_code=trust_remote_code)
     check_output(output, overwrite=overwrite, source=source.directory)
-    edited = getattr(source.config, "quantization_config", None) is not None
-    stock = source.load() if edited else None
-    done: list[str] = []
-    rounding = 0.0
-    if stock is not None:
-        done, rounding = multiply_out(stock, progress)
-        forget(stock)
+    made = _Stock(source, progress) if to == "stock" else _Packed(source, progress)
     with Workspace.open(output, overwrite=overwrite, source=source.directory) as workspace:
         try:
-            if stock is None:
-                copy_companions(_all_files(source), workspace.result)
-            else:
-                with writing(workspace.result, "free some space there, then try again"):
-                    stock.save_pretrained(workspace.result, max_shard_size="5GB")
-                copy_companions(source.companions(), workspace.result)
+            made.write(workspace)
             after = open_source(workspace.result, trust_remote_code=trust_remote_code)
             sizes = [Size(s.parameters_on_disk(), s.bytes_on_disk()) for s in (source, after)]
             result = Exported(
                 source=str(model),
                 output=str(output),
                 form=to,
-                modules=tuple(done),
+                modules=tuple(made.modules),
                 before=sizes[0],
                 after=sizes[1],
-                notes=_notes(edited, done, rounding, source.dtype, *sizes),
+                notes=made.notes(*sizes),
             )
             if finish is not None:
                 finish(workspace.result, result)
@@ -262,20 +255,92 @@ def _all_files(source: Source) -> list[Path]:
     return [source.directory / "config.json", *weights, *indices, *source.companions()]
 
 
-def _notes(
-    edited: bool, done: list[str], rounding: float, dtype: torch.dtype, before: Size, after: Size
-) -> tuple[str, ...]:
-    """Say what was gained and what was lost."""
-    if not edited:
-        return ("It is stock already: copied file by file.",)
-    notes = ["Gained: it loads everywhere, without this package."]
-    if done:
+class _Stock:
+    """A checkpoint in stock form, made in memory."""
+
+    def __init__(self, source: Source, progress: Progress) -> None:
+        self.source = source
+        self.modules: list[str] = []
+        self.packed: list[str] = []
+        self.rounding = 0.0
+        edited = getattr(source.config, "quantization_config", None) is not None
+        self.model = source.load() if edited else None
+        if self.model is not None:
+            config = config_of(self.model)
+            self.packed = packed_here(self.model, config) if config else []
+            self.products, self.rounding = multiply_out(self.model, progress)
+            forget(self.model)
+            self.modules = list(dict.fromkeys([*self.products, *self.packed]))
+
+    def write(self, workspace: Workspace) -> None:
+        """Save the model, or copy the files of one that is stock already."""
+        if self.model is None:
+            copy_companions(_all_files(self.source), workspace.result)
+            return
+        with writing(workspace.result, _SPACE):
+            self.model.save_pretrained(workspace.result, max_shard_size="5GB")
+        copy_companions(self.source.companions(), workspace.result)
+
+    def notes(self, before: Size, after: Size) -> tuple[str, ...]:
+        """Say what was gained and what was lost."""
+        if self.model is None:
+            return ("It is stock already: copied file by file.",)
+        notes = ["Gained: it loads everywhere, without this package."]
         growth = after.bytes / before.bytes if before.bytes else 1.0
-        kind = str(dtype).removeprefix("torch.")
-        notes += [
-            f"Lost: {len(done)} low-rank modules are as large and as slow as before compression "
-            f"(files x{growth:.2f}).",
-            f"Products were rounded to {kind}: relative error up to {rounding:.1e}, so outputs "
-            f"agree to rounding, not to the bit.",
-        ]
-    return tuple(notes)
+        if self.packed:
+            notes.append(
+                f"Lost: the zeros of {len(self.packed)} modules are stored again "
+                f"(files x{growth:.2f}); every weight is as it was."
+            )
+        if self.products:
+            kind = str(self.source.dtype).removeprefix("torch.")
+            notes += [
+                f"Lost: {len(self.products)} low-rank modules are as large and as slow as before "
+                f"compression (files x{growth:.2f}).",
+                f"Products were rounded to {kind}: relative error up to {self.rounding:.1e}, so "
+                f"outputs agree to rounding, not to the bit.",
+            ]
+        return tuple(notes)
+
+
+class _Packed:
+    """A checkpoint without the zeros of its blocks, made from file to file."""
+
+    def __init__(self, source: Source, progress: Progress) -> None:
+        self.source, self.progress = source, progress
+        self.modules: list[str] = []
+        self.dense = 0
+
+    def write(self, workspace: Workspace) -> None:
+        """Pack what is smaller packed.
+
+        Raises:
+            RequestError: nothing is.
+        """
+        done = write_zeros(
+            self.source,
+            workspace.result,
+            workspace.path / "pieces",
+            "bitmask",
+            progress=self.progress,
+        )
+        self.modules, self.dense = list(done.packed), done.dense
+        if not done.packed:
+            raise RequestError(
+                f"`{self.source.name}` has no matrix with enough zeros to be smaller as a bitmask",
+                "prune it first, e.g. with `compress alpha-prune`; at 16 bits a weight more than "
+                "1 in 16 must be zero",
+            )
+        copy_companions(self.source.companions(), workspace.result)
+
+    def notes(self, before: Size, after: Size) -> tuple[str, ...]:
+        """Say what was gained and what was lost."""
+        size = after.bytes / before.bytes if before.bytes else 1.0
+        left = f"; {self.dense} with too few zeros stay dense" if self.dense else ""
+        return (
+            f"Gained: {len(self.modules)} modules are stored without their zeros "
+            f"(files x{size:.2f}){left}.",
+            "Lost: it loads only after `import compress`; other engines refuse it. `--to stock` "
+            "turns it back.",
+            "Unchanged: every weight, and memory and speed, since weights are expanded at load.",
+        )

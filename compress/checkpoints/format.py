@@ -95,8 +95,8 @@ class CompressQuantizer(HfQuantizer):
         model: PreTrainedModel,
         **kwargs: Any,
     ) -> None:
-        from compress.checkpoints import edits, guard
-        from compress.checkpoints.record import guarded_here
+        from compress.checkpoints import edits, guard, unpacking
+        from compress.checkpoints.record import guarded_here, packed_here
 
         config = self.quantization_config
         edits.check(config.modules)
@@ -105,11 +105,12 @@ class CompressQuantizer(HfQuantizer):
         self._edited = edits.swap(model, wanted)
         self._guarded = guarded_here(model, config)
         self._conversions = guard.load_conversions(model, self._guarded)
+        self._conversions += unpacking.load_conversions(model, packed_here(model, config))
         state = model.state_dict(keep_vars=True)
         self._declared = {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}
 
     def get_weight_conversions(self) -> list[WeightConverter]:
-        """Return the converters that read the guarded weights."""
+        """Return the converters that read the guarded and the packed weights."""
         return self._conversions
 
     def _process_model_after_weight_loading(

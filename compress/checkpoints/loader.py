@@ -12,7 +12,7 @@ import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import init_empty_weights
@@ -128,6 +128,39 @@ def load_tensors(
             "config.json and the weights may be of different models",
         )
     return set(model.state_dict()) - info.missing_keys
+
+
+class Stored(NamedTuple):
+    """A tensor on disk, and the run-time name that it goes to."""
+
+    key: str
+    name: str
+    converter: WeightConverter | None
+    """What makes the parameter from this and perhaps other tensors; None if it is stored as is."""
+
+
+def stored_names(
+    source: Source, model: PreTrainedModel, mapping: Sequence[Any] | None = None
+) -> Iterator[Stored]:
+    """Yield the checkpoint's tensors that the model uses, in order of name.
+
+    Args:
+        source: the checkpoint.
+        model: its skeleton.
+        mapping: the model's conversions; None asks the library.
+    """
+    if mapping is None:
+        mapping = _conversions(model)
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    by_pattern = {p: entry for entry in converters for p in entry.source_patterns}
+    prefix, state = model.base_model_prefix, model.state_dict()
+    for key in sorted(source.tensors, key=dot_natural_key):
+        name, pattern = rename_source_key(key, renamings, converters, prefix, state)
+        if name not in state and key in state:
+            name, pattern = rename_source_key(key, [], [], prefix, state)
+        if name in state:  # else the class doesn't use it, as in from_pretrained
+            yield Stored(key, name, by_pattern[pattern] if pattern is not None else None)
 
 
 class BlockLoader:
@@ -250,22 +283,13 @@ class BlockLoader:
 
     def _place(self, state: dict[str, Tensor]) -> set[str]:
         """Sort the names on disk into parts; return the run-time names that none of them fills."""
-        renamings = [entry for entry in self._mapping if isinstance(entry, WeightRenaming)]
-        converters = [entry for entry in self._mapping if isinstance(entry, WeightConverter)]
-        by_pattern = {p: entry for entry in converters for p in entry.source_patterns}
-        prefix = self.model.base_model_prefix
         absent = set(state)
-        for key in sorted(self.source.tensors, key=dot_natural_key):
-            name, pattern = rename_source_key(key, renamings, converters, prefix, state)
-            if name not in state and key in state:
-                name, pattern = rename_source_key(key, [], [], prefix, state)
-            if name not in state:
-                continue  # as in from_pretrained: the class doesn't use it
-            self._keys[self.part_of(name)].append(key)
-            targets = [name]
-            if pattern is not None:  # the name is only the first of a converter's targets
-                first, *others = by_pattern[pattern].target_patterns
-                targets += [name.replace(first, other) for other in others]
+        for stored in stored_names(self.source, self.model, self._mapping):
+            self._keys[self.part_of(stored.name)].append(stored.key)
+            targets = [stored.name]
+            if stored.converter is not None:  # the name is only the first of its targets
+                first, *others = stored.converter.target_patterns
+                targets += [stored.name.replace(first, other) for other in others]
             absent.difference_update(targets)
         return absent
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import PrefixChange, WeightConverter
 
-from compress.checkpoints import edits, guard
+from compress.checkpoints import edits, guard, unpacking
 from compress.checkpoints.format import METHOD, CompressConfig
 from compress.errors import RequestError
 
@@ -46,7 +46,9 @@ def record(model: PreTrainedModel, made: Mapping[str, edits.Fields]) -> None:
 def forget(model: Any) -> None:
     """Take every mark of edits off a model, so that it saves stock."""
     conversions = getattr(model, "_weight_conversions", None) or []
-    model._weight_conversions = [c for c in conversions if not guard.is_guard(c)]
+    model._weight_conversions = [
+        entry for entry in unpacking.without_packing(conversions) if not guard.is_guard(entry)
+    ]
     for holder, name in (
         (model, "hf_quantizer"),
         (model, "quantization_method"),
@@ -81,7 +83,10 @@ def config_of(model: PreTrainedModel) -> CompressConfig | None:
 def load_conversions(model: PreTrainedModel) -> list[WeightConverter]:
     """Return the converters that an edited model's file needs beside its family's; [] if stock."""
     config = config_of(model)
-    return guard.load_conversions(model, guarded_here(model, config)) if config else []
+    if config is None:
+        return []
+    guarding = guard.load_conversions(model, guarded_here(model, config))
+    return guarding + unpacking.load_conversions(model, packed_here(model, config))
 
 
 def guarded_here(model: PreTrainedModel, config: CompressConfig) -> list[str]:
@@ -89,10 +94,20 @@ def guarded_here(model: PreTrainedModel, config: CompressConfig) -> list[str]:
     return list(edits.resolve(model, config.guard, foreign_heads=True).values())
 
 
+def packed_here(model: PreTrainedModel, config: CompressConfig) -> list[str]:
+    """Return the modules that this class holds and whose zeros aren't stored, as it calls them."""
+    packed = [name for name, fields in config.modules.items() if fields["kind"] == "bitmask"]
+    return list(edits.resolve(model, packed, foreign_heads=True).values())
+
+
 def set_conversions(model: Any, conversions: list[Any], config: CompressConfig) -> None:
-    """Let the model save its guarded weights as such, beside its other conversions."""
-    others = [conversion for conversion in conversions if not guard.is_guard(conversion)]
-    model._weight_conversions = others + guard.save_conversions(guarded_here(model, config))
+    """Let the model save its guarded and packed weights as such, beside its other conversions."""
+    others = [
+        entry for entry in unpacking.without_packing(conversions) if not guard.is_guard(entry)
+    ]
+    ours = guard.save_conversions(guarded_here(model, config))
+    ours += unpacking.save_conversions(model, packed_here(model, config))
+    model._weight_conversions = others + ours
 
 
 def _end_router_loss(model: PreTrainedModel) -> None:

@@ -23,6 +23,7 @@ from transformers.core_model_loading import dot_natural_key, revert_weight_conve
 
 from compress.checkpoints.durable import sync, writing
 from compress.checkpoints.source import Source
+from compress.checkpoints.tensorfiles import StoredTensor, file_tensors
 
 _SUFFIX = ".safetensors"
 _NOTE = "compress"
@@ -141,35 +142,59 @@ class ShardWriter:
         with safe_open(str(self._path(part)), framework="pt") as handle:
             return json.loads((handle.metadata() or {}).get(_NOTE, "{}"))
 
+    def stored(self) -> dict[str, StoredTensor]:
+        """Return where the parts' tensors lie, by stock name."""
+        found: dict[str, StoredTensor] = {}
+        for path in sorted(self.directory.glob(f"*{_SUFFIX}")):
+            found.update(file_tensors(path))
+        return found
+
     def join(self, out: str | Path) -> None:
         """Write the parts' tensors under `out` as `save_pretrained` would: one file or shards.
 
         Parts stay. Tensors are mapped, not read into memory. The files are not synced: whoever
         renames `out` into place does that.
         """
-        out = Path(out)
-        out.mkdir(parents=True, exist_ok=True)
-        stored: dict[str, Tensor] = {}
-        for path in self.directory.glob(f"*{_SUFFIX}"):
-            stored.update(load_file(path))
-        split = split_torch_state_dict_into_shards(
-            {name: stored[name] for name in sorted(stored, key=dot_natural_key)},
-            filename_pattern="model{suffix}.safetensors",
-            max_shard_size=self.max_shard_size,
-        )
-        for file, names in split.filename_to_tensors.items():
-            with writing(out / file):
-                save_file({n: stored[n] for n in names}, out / file, metadata={"format": "pt"})
-        if split.is_sharded:
-            index = {
-                "metadata": {"total_parameters": self.model.num_parameters(), **split.metadata},
-                "weight_map": split.tensor_to_filename,
-            }
-            text = json.dumps(index, indent=2, sort_keys=True) + "\n"
-            (out / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+        join_files(self.directory, out, self.model.num_parameters(), self.max_shard_size)
 
     def _path(self, part: str) -> Path:
         return self.directory / f"{_encode(part)}{_SUFFIX}"
+
+
+def join_files(
+    directory: Path, out: str | Path, parameters: int, max_shard_size: int | str = "5GB"
+) -> None:
+    """Write all tensors of a directory's files under `out` as `save_pretrained` would.
+
+    Args:
+        directory: holds `.safetensors` files; they stay. Tensors are mapped, not read into memory.
+        out: made if absent.
+        parameters: of the model, for the index.
+        max_shard_size: largest file, such as "5GB".
+
+    Raises:
+        RunError: the disk is full.
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    stored: dict[str, Tensor] = {}
+    for path in directory.glob(f"*{_SUFFIX}"):
+        stored.update(load_file(path))
+    split = split_torch_state_dict_into_shards(
+        {name: stored[name] for name in sorted(stored, key=dot_natural_key)},
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_size,
+    )
+    for file, names in split.filename_to_tensors.items():
+        with writing(out / file):
+            save_file({n: stored[n] for n in names}, out / file, metadata={"format": "pt"})
+    if split.is_sharded:
+        index = {
+            "metadata": {"total_parameters": parameters, **split.metadata},
+            "weight_map": split.tensor_to_filename,
+        }
+        text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+        (out / "model.safetensors.index.json").write_text(text, encoding="utf-8")
 
 
 def _encode(part: str) -> str:

@@ -23,7 +23,7 @@ import transformers
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto import modeling_auto
 
-from compress.checkpoints import tensorfiles
+from compress.checkpoints import packing, tensorfiles
 from compress.checkpoints.configs import first_line, read_config
 from compress.checkpoints.hub import locate
 from compress.checkpoints.tensorfiles import StoredTensor, read_json
@@ -92,8 +92,8 @@ class Source:
         return count.most_common(1)[0][0] if count else torch.float32
 
     def parameters_on_disk(self) -> int:
-        """Return the number of stored tensor elements."""
-        return sum(stored.numel for stored in self.tensors.values())
+        """Return the number of stored tensor elements; a packed weight counts whole."""
+        return sum(packing.whole_counts(self.tensors).values())
 
     def bytes_on_disk(self) -> int:
         """Return the size of the weight files in bytes."""

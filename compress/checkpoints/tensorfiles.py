@@ -103,7 +103,7 @@ def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
     tensors: dict[str, StoredTensor] = {}
     placed = _weight_map(directory)
     for file in files:
-        found = _headers(file)
+        found = file_tensors(file)
         lacking = sorted(n for n, shard in placed.items() if shard == file.name and n not in found)
         if lacking:
             raise RequestError(
@@ -170,8 +170,12 @@ def _shards(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
-def _headers(file: Path) -> dict[str, StoredTensor]:
-    """Return the tensors that `file` says it holds, its size checked against its header."""
+def file_tensors(file: Path) -> dict[str, StoredTensor]:
+    """Return the tensors that `file` says it holds, its size checked against its header.
+
+    Raises:
+        RequestError: it is truncated, corrupt, or a pickle that needs more than tensors.
+    """
     if file.suffix == ".bin":
         state = _load_bin(file)
         return {n: StoredTensor(file, tuple(t.shape), t.dtype) for n, t in state.items()}

@@ -13,7 +13,7 @@ from compress.errors import RequestError
 @click.command("export", cls=opt.Command)
 @click.argument("model")
 @opt.OUTPUT
-@option("--to", "to", metavar="FORM", default="stock", show_default=True, help="stock")
+@option("--to", "to", metavar="FORM", default="stock", show_default=True, help="stock, bitmask")
 @opt.CONFIG
 @opt.SOURCE
 @opt.SAY
@@ -28,11 +28,13 @@ def command(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Write an edited checkpoint in a form that loads without this package.
+    """Write a checkpoint in a form that loads without this package (stock), or
+    without the zeros of its blocks (bitmask).
 
     Example: compress export ./llama-lowrank -o ./llama-stock --to stock
 
-    Says what is gained and lost: low-rank layers, multiplied out, are as large as before.
+    Says what is gained and lost: low-rank layers, multiplied out, are as large as
+    before; packed weights are expanded at load, which needs this package.
     """
     if output is None:
         raise RequestError("no output directory", "add `-o OUT`")

@@ -13,14 +13,15 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from compress.checkpoints.edits import conv, dense_mlp, linear, lowrank, norm, post_norm
+from compress.checkpoints.edits import bitmask, conv, dense_mlp, linear, lowrank, norm, post_norm
 from compress.checkpoints.edits.base import Fields, Kind
 from compress.errors import RequestError, near_names
 
 __all__ = ["KINDS", "Fields", "Kind", "apply", "check", "resolve", "spellings", "swap"]
 
 KINDS: dict[str, Kind] = {
-    module.KIND.name: module.KIND for module in (conv, dense_mlp, linear, lowrank, norm, post_norm)
+    module.KIND.name: module.KIND
+    for module in (bitmask, conv, dense_mlp, linear, lowrank, norm, post_norm)
 }
 
 
@@ -48,6 +49,12 @@ def apply(model: PreTrainedModel, edits: Mapping[str, Fields]) -> None:
     config = config_of(model)
     for name, fields in (config.modules if config else {}).items():
         for here in spellings(model, name):
+            if wanted.get(here, {}).get("kind") == "bitmask" != fields["kind"]:
+                raise RequestError(
+                    f"edit of `{here}`: it has one of kind `{fields['kind']}` already, and no room "
+                    "for `bitmask`",
+                    "leave it out: it stays dense",
+                )
             if wanted.get(here, {}).get("kind") == "lowrank":  # narrowed before: it still is
                 size = {key: value for key, value in fields.items() if key in ("in", "out")}
                 wanted[here] = {**size, **wanted[here]}
@@ -75,7 +82,8 @@ def resolve(
 ) -> dict[str, str]:
     """Find modules (or parameters) named by the class that was edited in a model of any class.
 
-    A name is taken as it is, else without the base model's prefix, else with it.
+    A name is taken as it is, else without the base model's prefix, else with it. What lies inside
+    another of the named modules may be there only once that one is edited (`swap` looks).
 
     Args:
         model: the model.
@@ -91,8 +99,11 @@ def resolve(
     known = {name for name, _ in model.named_modules(remove_duplicate=False) if name}
     known |= {name for name, _ in model.named_parameters(remove_duplicate=False)}
     found: dict[str, str] = {}
-    for name in names:
+    for name in sorted(names, key=lambda name: name.count(".")):
         match = next((spelt for spelt in spellings(model, name) if spelt in known), None)
+        outer = next((other for other in found if name.startswith(f"{other}.")), None)
+        if match is None and outer is not None:
+            match = found[outer] + name.removeprefix(outer)
         if match is not None:
             found[name] = match
         elif not (foreign_heads and _is_foreign_head(model, name)):
@@ -126,7 +137,7 @@ def swap(model: PreTrainedModel, edits: Mapping[str, Fields]) -> list[str]:
     done: list[tuple[str, nn.Module, type[nn.Module]]] = []
     try:
         for name in order:
-            old = model.get_submodule(name)
+            old = _existing(model, name)
             _check_free(model, name, old)
             done.append((name, old, type(old)))
             new = KINDS[edits[name]["kind"]].make(old, edits[name], name)
@@ -139,6 +150,16 @@ def swap(model: PreTrainedModel, edits: Mapping[str, Fields]) -> list[str]:
             model.set_submodule(name, old)
         raise
     return order
+
+
+def _existing(model: PreTrainedModel, name: str) -> nn.Module:
+    try:
+        return model.get_submodule(name)
+    except AttributeError as error:
+        raise RequestError(
+            f"edit of `{name}`: {type(model).__name__} has no such module",
+            near_names(name, [known for known, _ in model.named_modules() if known]),
+        ) from error
 
 
 def _is_foreign_head(model: PreTrainedModel, name: str) -> bool:
