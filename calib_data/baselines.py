@@ -199,6 +199,10 @@ def model_baselines(
     """
     own = model_scores(model, tokenizer, items)
     found = {"the model": accuracy(items, own)}
+    for kind in sorted({one.parts["pair"] for one in items if "pair" in one.parts}):
+        among = [i for i, one in enumerate(items) if one.parts["pair"] == kind]
+        name = f"the model, {len(among)} items whose pair of words is {kind} in training"
+        found[name] = accuracy([items[i] for i in among], [own[i] for i in among])
     for name, changed in swapped_contexts(domain, items).items():
         found[f"the model, {name}"] = accuracy(changed, model_scores(model, tokenizer, changed))
     chosen = Counter(one.choices[int(np.argmax(s))] for one, s in zip(items, own, strict=True))
