@@ -27,7 +27,7 @@ def rows(place, arm):
 def test_every_arm_has_as_many_zeros(seen):
     _, place = seen
     totals = {arm: sum(r["zeros"] for r in rows(place, arm)) for arm in demonstration.ARMS}
-    size = sum(r["size"] for r in rows(place, "alpha"))
+    size = sum(r["size"] for r in rows(place, "alpha-mid"))
     assert set(totals.values()) == {round(0.7 * size)}
 
 
@@ -41,11 +41,11 @@ def test_the_control_spares_the_first_block_as_alpha_does_and_no_other(seen):
         }
         for arm in demonstration.ARMS
     }
-    first, *others = share["alpha"]
-    assert share["first-spared"][first] == pytest.approx(share["alpha"][first], abs=1e-3)
-    alike = [share["first-spared"][b] for b in others]
+    first, *others = share["alpha-mid"]
+    assert share["first-only"][first] == pytest.approx(share["alpha-mid"][first], abs=1e-3)
+    alike = [share["first-only"][b] for b in others]
     assert max(alike) - min(alike) < 1e-3
-    assert max(share["alpha"].values()) - min(share["alpha"].values()) > 0.01
+    assert max(share["alpha-mid"].values()) - min(share["alpha-mid"].values()) > 0.01
 
 
 def test_the_verdict_says_what_the_interval_says(seen):
@@ -56,9 +56,10 @@ def test_the_verdict_says_what_the_interval_says(seen):
     (verdict,) = found.verdicts
     for arm, ppl in value.items():
         assert f"{arm} {ppl:.2f}" in verdict
-    words = verdict.partition("Alpha is ")[2].partition(" uniform")[0]
-    expected = "better than" if value["alpha"] < value["uniform"] else "worse than"
-    assert words in (expected, "not distinguishable from")
+    for arm, after in (("alpha-mid", " uniform, and"), ("alpha-peak", " uniform.")):
+        words = verdict.partition(f"{arm} is ")[2].partition(after)[0]
+        expected = "better than" if value[arm] < value["uniform"] else "worse than"
+        assert words in (expected, "not distinguishable from")
 
 
 def test_all_of_it_fits_the_screen_and_is_json(seen):
@@ -67,4 +68,4 @@ def test_all_of_it_fits_the_screen_and_is_json(seen):
     assert max(map(len, text.splitlines())) <= 80
     assert "eigenvalue" in text
     data = json.loads(json.dumps(found.as_dict()))
-    assert [run["name"] for run in data["runs"]] == ["s70-uniform", "s70-alpha", "s70-first-spared"]
+    assert [run["name"] for run in data["runs"]] == [f"s70-{arm}" for arm in demonstration.ARMS]

@@ -22,6 +22,8 @@ from compress.spectra.measure import measure_spectra
 from compress.spectra.metrics import METRICS
 
 COMMAND = "alpha-prune"
+PEAK_METRICS = {"alpha_peak", "alpha_peak_strict"}
+PEAK_NEEDS = 200  # two eigenvalues a bin; below, the fullest bin is an accident
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,15 @@ def measure(
     values = {row.module: row.metrics[settings.metric] for row in rows}
     if settings.granularity == "block":
         values = block_means(values, matrices)
-    warnings = tuple(f"{row.module}: {row.warning}" for row in rows if row.warning)
-    return Measured(values, warnings)
+    warnings = [f"{row.module}: {row.warning}" for row in rows if row.warning]
+    small = [row for row in rows if min(row.shape) < PEAK_NEEDS]
+    if small and settings.metric in PEAK_METRICS:
+        warnings.append(
+            f"{settings.metric} rests on the peak of a histogram of 100 bins, and {len(small)} of "
+            f"{len(rows)} matrices have fewer than {PEAK_NEEDS} eigenvalues: their values are "
+            "mostly noise; `--metric alpha_mid` needs no histogram"
+        )
+    return Measured(values, tuple(warnings))
 
 
 def block_means(values: Mapping[str, float], matrices: Sequence[Matrix]) -> dict[str, float]:
