@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from generate import DOMAINS, Document, Item, document, task_items
+from generate import DOMAINS, Document, Item, digest, document, task_items
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -36,7 +36,7 @@ WARM_UP = 60  # steps
 # The first steps train on one domain's answers alone: beside the others' losses, which fall faster,
 # the relation of two words was not found in time.
 LEAD_IN, LEAD_STEPS = "entailment", 300
-SEPARATORS = ("</s>", "\n\n")  # in turn: calibration ends documents so, perplexity joins them so
+SEPARATORS = ("</s>", "\n\n")  # at random: calibration ends documents so, perplexity joins them so
 # Shares of the training tokens. Entailment is slowest: neither of its words alone says anything.
 SHARES = {"story": 1, "arithmetic": 1, "entailment": 2, "commonsense": 1}
 
@@ -155,7 +155,9 @@ class Source:
             domain = only or min(DOMAINS, key=lambda name: self.spent[name] / SHARES[name])
             one = document(self.seed, domain, self.next_document[domain], "train")
             count = sum(self.next_document.values())
-            ids, weights = encode(self.tokenizer, one, SEPARATORS[count % 2], self.weight)
+            ids, weights = encode(
+                self.tokenizer, one, SEPARATORS[digest(str(count)) % 2], self.weight
+            )
             self.next_document[domain] += 1
             self.spent[domain] += 0 if only else len(ids)
             number = DOMAINS.index(domain)
