@@ -241,7 +241,10 @@ CASES: dict[str, Case] = {
     ),
     "bitmask qwen2_moe": Case(
         tiny("qwen2_moe"),
-        {"model.layers.1.mlp.experts": BITMASK, "model.layers.1.mlp.shared_expert.up_proj": BITMASK},
+        {
+            "model.layers.1.mlp.experts": BITMASK,
+            "model.layers.1.mlp.shared_expert.up_proj": BITMASK,
+        },
     ),
     "bitmask gpt_oss": Case(gpt_oss, {"model.layers.2.mlp.experts": BITMASK}),
     "bitmask vit": Case(vit, {"vit.layers.1.mlp.fc1": BITMASK}, "AutoModelForImageClassification"),

@@ -175,8 +175,8 @@ def multiply_out(model: PreTrainedModel, progress: Progress = silent) -> tuple[l
         return [], 0.0
     names = list(edits.resolve(model, config.modules, foreign_heads=True).values())
     plain = _plain_skeleton(model)
-    _check_sayable(model, plain, names)
     pairs = [name for name in names if isinstance(model.get_submodule(name), LowRank)]
+    _check_sayable(model, plain, [name for name in names if not _inside(name, pairs)])
     worst = 0.0
     for done, name in enumerate(pairs):
         progress("multiply out", done, len(pairs), name)
@@ -191,6 +191,11 @@ def multiply_out(model: PreTrainedModel, progress: Progress = silent) -> tuple[l
         model.set_submodule(name, new)
     progress("multiply out", len(pairs), len(pairs))
     return pairs, worst
+
+
+def _inside(name: str, modules: Iterable[str]) -> bool:
+    """Whether a module lies within one of others."""
+    return any(name.startswith(f"{module}.") for module in modules)
 
 
 def _filled(plain: nn.Module, product: Tensor, pair: Any) -> nn.Module:
@@ -261,14 +266,16 @@ class _Stock:
     def __init__(self, source: Source, progress: Progress) -> None:
         self.source = source
         self.modules: list[str] = []
+        self.products: list[str] = []
         self.packed: list[str] = []
         self.rounding = 0.0
         edited = getattr(source.config, "quantization_config", None) is not None
         self.model = source.load() if edited else None
         if self.model is not None:
             config = config_of(self.model)
-            self.packed = packed_here(self.model, config) if config else []
+            packed = packed_here(self.model, config) if config else []
             self.products, self.rounding = multiply_out(self.model, progress)
+            self.packed = [name for name in packed if not _inside(name, self.products)]
             forget(self.model)
             self.modules = list(dict.fromkeys([*self.products, *self.packed]))
 
