@@ -177,6 +177,13 @@ CALIBRATION = opt.options(
         help="sparsegpt: columns decided together",
     ),
 )
+FORMAT = option(
+    "--format",
+    default="dense",
+    show_default=True,
+    metavar="NAME",
+    help="how zeros are stored in OUT: dense, bitmask",
+)
 PLAN = opt.options(
     option(
         "--plan", type=click.Path(), metavar="FILE", help="use this plan instead of an allocation"
@@ -194,6 +201,7 @@ PLAN = opt.options(
 @CALIBRATION
 @opt.EVALUATION
 @PLAN
+@FORMAT
 @opt.RESUME
 @opt.SEED
 @opt.DEVICE
@@ -207,7 +215,8 @@ def command(model: str, as_json: bool, quiet: bool, **given: Any) -> None:
 
     Example: compress alpha-prune ./llama-1b -o ./llama-1b-s60 --sparsity 0.6
 
-    Zeros alone don't make inference faster or the files smaller: see --pattern.
+    Zeros alone don't make inference faster, and files smaller only with --format
+    bitmask: see --pattern.
     Needs about 2 forward passes over the calibration set (none with magnitude).
     """
     if given["output"] is None and not given["dry_run"]:

@@ -5,19 +5,26 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from compress.checkpoints.placement import compute_dtype, resolve_dtype
+from compress.checkpoints.shards import ShardWriter
 from compress.checkpoints.source import Source
 from compress.checkpoints.walk import open_writer, walk
 from compress.checkpoints.workspace import Workspace, copy_companions, writing
+from compress.checkpoints.zeros import has_packed, write_zeros
 from compress.progress import Progress
 from compress.sparsity.pruner import STREAM, OutlierMeter, Pruner, Target
 from compress.sparsity.settings import AlphaPruneSettings
+
+DENSE_NOTE = (
+    "zeros are stored dense: the files are as large as before, and no engine here skips zeros"
+)
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,7 @@ class Applied:
     Attributes:
         passes: block forward passes over the calibration set, by the number of blocks.
         peak_bytes: largest anonymous memory (on a GPU: allocation) seen between phases.
-        notes: what was odd, for the receipt.
+        notes: how the zeros are stored, and what was odd, for the receipt.
         untouched: number of matrices and other parameters of the blocks left as they were.
     """
 
@@ -75,10 +82,10 @@ def prune(
         resume=True,  # a new workspace has no parts
         propagate="dense" if settings.propagate == "dense" else "edited",
     )
-    writer.join(workspace.result)
-    _write_config(source, workspace.result, dtype)
+    zeros = _lay_out(source, writer, workspace, settings.format, dtype, progress)
     copy_companions(source.companions(), workspace.result)
-    return Applied(report.passes, report.peak_bytes, pruner.notes(), len(report.untouched))
+    notes = (zeros, *pruner.notes())
+    return Applied(report.passes, report.peak_bytes, notes, len(report.untouched))
 
 
 def measure_outliers(
@@ -104,17 +111,57 @@ def measure_outliers(
     return meter.shares
 
 
+def _lay_out(
+    source: Source,
+    writer: ShardWriter,
+    workspace: Workspace,
+    form: str,
+    dtype: torch.dtype | None,
+    progress: Progress,
+) -> str:
+    """Make weights and config.json of the parts; return what is to be said of the zeros."""
+    if form == "dense" and not has_packed(source):
+        writer.join(workspace.result)
+        _write_config(source, workspace.result, dtype)
+        return DENSE_NOTE
+    parts = replace(source, tensors=writer.stored())
+    stowed = write_zeros(
+        parts,
+        workspace.result,
+        workspace.path / "pieces",
+        form,
+        config=_config(source, dtype),
+        progress=_renamed(progress, "lay out"),
+    )
+    if form == "dense":
+        return DENSE_NOTE
+    if not stowed.packed:
+        return f"no matrix has enough zeros to be smaller as a bitmask: {DENSE_NOTE}"
+    left = f"; {stowed.dense} with too few zeros are dense" if stowed.dense else ""
+    return (
+        f"zeros of {len(stowed.packed)} modules aren't stored{left}: smaller files, but expanded "
+        "at load, so neither memory nor speed gain; loading needs `import compress`, no other "
+        "engine takes it; `compress export --to stock` turns it back"
+    )
+
+
 def _write_config(source: Source, directory: Path, dtype: torch.dtype | None) -> None:
     """Copy config.json as it is; only a dtype that was asked for is written into it."""
     with writing(directory):
         if dtype is None or dtype == source.dtype:
             shutil.copyfile(source.directory / "config.json", directory / "config.json")
             return
-        config = json.loads((source.directory / "config.json").read_text(encoding="utf-8"))
+        text = json.dumps(_config(source, dtype), indent=2, ensure_ascii=False) + "\n"
+        (directory / "config.json").write_text(text, encoding="utf-8")
+
+
+def _config(source: Source, dtype: torch.dtype | None) -> dict[str, Any]:
+    """Return what config.json holds, with the dtype that was asked for."""
+    config = json.loads((source.directory / "config.json").read_text(encoding="utf-8"))
+    if dtype is not None and dtype != source.dtype:
         config.pop("torch_dtype", None)
         config["dtype"] = str(dtype).removeprefix("torch.")
-        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-        (directory / "config.json").write_text(text, encoding="utf-8")
+    return config
 
 
 def _renamed(progress: Progress, job: str) -> Progress:

@@ -45,9 +45,6 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 DEFAULT_SEQLEN = 2048
 PLAN_FILE = "plan.json"
-ZEROS_NOTE = (
-    "zeros are stored dense: the files are as large as before, and no engine here skips zeros"
-)
 
 
 @dataclass
@@ -349,7 +346,7 @@ def _receipt(
             "peak_bytes": walked.peak_bytes,
             "passes": walked.passes,
         },
-        notes=[ZEROS_NOTE, *job.notes, *walked.notes],
+        notes=[*walked.notes[:1], *job.notes, *walked.notes[1:]],
         calibration=job.data.as_dict() if job.data else None,
     )
 

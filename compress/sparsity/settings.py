@@ -11,6 +11,7 @@ from compress.errors import RequestError
 
 METHODS = ("magnitude", "wanda", "sparsegpt")
 ALLOCATIONS = ("alpha", "uniform", "owl")
+FORMATS = ("dense", "bitmask")
 PROPAGATION = ("pruned", "dense", "true-sequential")
 
 
@@ -38,6 +39,7 @@ class AlphaPruneSettings:
         ppl, tasks, task_dirs, limit, stride, eval_seqlen, speed: what is measured before and after.
         seed: of every random choice.
         device, dtype: where the walk runs; type of the weights in OUT.
+        format: how zeros are stored in OUT, dense or bitmask.
     """
 
     sparsity: float | None = None
@@ -70,6 +72,7 @@ class AlphaPruneSettings:
     seed: int = 0
     device: str = "auto"
     dtype: str = "auto"
+    format: str = "dense"
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as JSON types."""
@@ -120,6 +123,7 @@ class AlphaPruneSettings:
             ("metric", self.metric, metrics),
             ("granularity", self.granularity, ("block", "matrix")),
             ("propagate", self.propagate, PROPAGATION),
+            ("format", self.format, FORMATS),
         ]
         return [
             (f"`--{option} {value}` isn't a {option}", _near(value, known))
