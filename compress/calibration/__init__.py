@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from compress.calibration.statistics import ColumnNorms, Gram, real_rows
+from compress.calibration.statistics import ColumnMoments, ColumnNorms, Gram, Moments, real_rows
 
-__all__ = ["ColumnNorms", "Gram", "real_rows"]
+__all__ = ["ColumnMoments", "ColumnNorms", "Gram", "Moments", "real_rows"]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 
@@ -70,7 +71,55 @@ class ColumnNorms:
         Raises:
             RunError: no token was seen, or a sum isn't finite.
         """
-        return _finished(self._sum, self.rows, self.module).sqrt().float()
+        return self.squares().sqrt().float()
+
+    def squares(self) -> torch.Tensor:
+        """Return the squared norms, [n] in the precision that they are summed in; raises alike."""
+        return _finished(self._sum, self.rows, self.module)
+
+
+class Moments(NamedTuple):
+    """Mean, variance and L2 norm of every input feature over all real tokens, each float32 [n]."""
+
+    mean: torch.Tensor
+    variance: torch.Tensor
+    norm: torch.Tensor
+
+
+class ColumnMoments:
+    """Mean, variance (of the population) and norm of every input feature over all real tokens.
+
+    DSnoT's criterion uses them (Zhang et al., arXiv:2310.08915).
+
+    Args:
+        module: name for the error message.
+    """
+
+    def __init__(self, module: str = "") -> None:
+        self.module = module
+        self._norms = ColumnNorms(module)
+        self._sum: torch.Tensor | None = None
+
+    def add(self, inputs: torch.Tensor, keep: torch.Tensor | None = None) -> None:
+        """Add inputs [..., n], of which `keep` (bool over the leading axes) marks real tokens."""
+        rows = real_rows(inputs.detach(), keep)
+        self._norms.add(rows)
+        if self._sum is None:
+            self._sum = torch.zeros(rows.shape[-1], dtype=_wide(rows), device=rows.device)
+        for chunk in rows.split(CHUNK_ROWS):
+            self._sum += chunk.float().sum(0)
+
+    def value(self) -> Moments:
+        """Return the moments.
+
+        Raises:
+            RunError: no token was seen, or a sum isn't finite.
+        """
+        count = self._norms.rows
+        mean = _finished(self._sum, count, self.module) / count
+        square = self._norms.squares() / count
+        variance = (square - mean.square()).clamp(min=0)
+        return Moments(mean.float(), variance.float(), self._norms.value())
 
 
 class Gram:

@@ -25,7 +25,15 @@ REMOVE = opt.options(
         show_default=True,
         heading="What to remove",
         metavar="NAME",
-        help="magnitude, wanda, sparsegpt",
+        help="magnitude, wanda, sparsegpt, ria, admm, alps, dsnot",
+    ),
+    option(
+        "--refit",
+        default="none",
+        show_default=True,
+        heading="What to remove",
+        metavar="NAME",
+        help="new values for the kept weights: none, exact, cg",
     ),
     option(
         "--pattern",
@@ -165,7 +173,7 @@ CALIBRATION = opt.options(
         show_default=True,
         metavar="D",
         heading="Calibration",
-        help="sparsegpt: damping, times the mean diagonal",
+        help="sparsegpt, admm, alps, refit: damping, times the diagonal",
     ),
     option(
         "--block-size",

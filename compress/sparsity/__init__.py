@@ -1,8 +1,10 @@
 """Which weights to zero: shares for every matrix, masks in it, and the walk that applies them.
 
-masks, sparsegpt:  pure functions on one matrix
-allocators:        from metrics to shares of sparsity
-planning, pruner:  the plan and the class that the walk calls
+masks, ria, dsnot:      which weights of one matrix to keep
+sparsegpt, admm, alps:  masks with new values for the weights kept; refit gives any mask such
+layer, methods:         what those share, and the table of them by name
+allocators:             from metrics to shares of sparsity
+planning, pruner:       the plan and the class that the walk calls
 """
 
 from __future__ import annotations

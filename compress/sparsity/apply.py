@@ -59,10 +59,10 @@ def prune(
     """
     dtype = resolve_dtype(settings.dtype)
     running = dtype or compute_dtype(source.dtype, device)
-    needs_inputs = settings.method != "magnitude"
     pruner = Pruner(
         targets,
         settings.method,
+        refit=settings.refit,
         damp=settings.damp,
         block_size=settings.block_size,
         true_sequential=settings.propagate == "true-sequential",
@@ -72,7 +72,7 @@ def prune(
     writer = open_writer(workspace.path / "parts", source, dtype=dtype)
     report = walk(
         source,
-        batches if needs_inputs else [],
+        batches if settings.needs_inputs else [],
         pruner,
         writer,
         device=device,

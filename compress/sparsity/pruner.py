@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from compress.calibration.statistics import ColumnNorms, Gram
+from compress.calibration.statistics import ColumnNorms
 from compress.checkpoints.anatomy import Block, Matrix
 from compress.checkpoints.walk import BlockWeights
 from compress.checkpoints.workspace import writing
 from compress.errors import RequestError
 from compress.sparsity.allocators import OWL_MULTIPLE, outlier_share
-from compress.sparsity.masks import magnitude_mask, nm_mask, wanda_mask_counts, wanda_score
-from compress.sparsity.sparsegpt import sparsegpt
+from compress.sparsity.masks import wanda_score
+from compress.sparsity.methods import Layer, prune_layer, statistics_needed
 
 STREAM = "pruned"
 TRUE_SEQUENTIAL = (
@@ -41,17 +42,30 @@ class Target:
     pattern: tuple[int, int] | None = None
 
 
+V = TypeVar("V", covariant=True)
+
+
+class Accumulator(Protocol[V]):
+    """A statistic of compress.calibration.statistics."""
+
+    def add(self, inputs: Tensor) -> None:
+        """Account inputs [rows, in]."""
+
+    def value(self) -> V:
+        """The finished statistic."""
+
+
 @dataclass
-class InputStatistics:
+class InputStatistics(Generic[V]):
     """The statistics of the inputs that several matrices may share (q, k and v do).
 
     The walk hands matrices that read one tensor the same tensor object, so each batch is
     accumulated once, whoever asks.
     """
 
-    make: type[ColumnNorms] | type[Gram]
-    values: dict[str, ColumnNorms | Gram] = field(default_factory=dict)
-    _last: dict[int, tuple[Tensor, ColumnNorms | Gram]] = field(default_factory=dict)
+    make: Callable[[str], Accumulator[V]]
+    values: dict[str, Accumulator[V]] = field(default_factory=dict)
+    _last: dict[int, tuple[Tensor, Accumulator[V]]] = field(default_factory=dict)
 
     def add(self, name: str, inputs: Tensor) -> None:
         """Account `inputs` [rows, in] to matrix `name`."""
@@ -67,7 +81,7 @@ class InputStatistics:
         self._last = {k: v for k, v in self._last.items() if v[1] is not own}
         self._last[id(inputs)] = (inputs, own)
 
-    def get(self, name: str) -> Tensor | None:
+    def get(self, name: str) -> V | None:
         """The finished statistic of `name`, or None where no token reached it."""
         found = self.values.get(name)
         return None if found is None else found.value()
@@ -83,8 +97,9 @@ class Pruner:
 
     Args:
         targets: matrix name to what it loses; matrices that aren't named stay as they are.
-        method: magnitude, wanda or sparsegpt.
-        damp: SparseGPT's damping, a fraction of the mean diagonal.
+        method: a name of methods.METHODS.
+        refit: a name of methods.REFITS: how survivors get new values; or none.
+        damp: of Hessians, a fraction of the mean diagonal.
         block_size: SparseGPT's column block.
         true_sequential: attention inputs, attention output, MLP inputs and MLP output are pruned
             one after the other, each seeing the ones before it pruned.
@@ -98,6 +113,7 @@ class Pruner:
         targets: Mapping[str, Target],
         method: str,
         *,
+        refit: str = "none",
         damp: float = 0.01,
         block_size: int = 128,
         true_sequential: bool = False,
@@ -106,6 +122,7 @@ class Pruner:
     ) -> None:
         self.targets = targets
         self.method = method
+        self.refit = refit
         self.damp = damp
         self.block_size = block_size
         self.true_sequential = true_sequential
@@ -113,7 +130,9 @@ class Pruner:
         self.notes_file = notes_file
         self._notes: list[str] = []
         self._by_block: dict[str, list[str]] = {}
-        self._statistics = InputStatistics(Gram if method == "sparsegpt" else ColumnNorms)
+        self._statistics = {
+            kind: InputStatistics(kind) for kind in statistics_needed(method, refit)
+        }
 
     def stages(self, block: Block) -> list[list[str]]:
         """Groups of matrices that are measured together and then pruned."""
@@ -127,8 +146,8 @@ class Pruner:
 
     def observe(self, matrix: Matrix, inputs: dict[str, Tensor], keep: Tensor | None) -> None:
         """Account one batch of inputs [rows, in] of `matrix`; padded rows are gone already."""
-        if self.method != "magnitude":
-            self._statistics.add(matrix.name, inputs[STREAM])
+        for statistic in self._statistics.values():
+            statistic.add(matrix.name, inputs[STREAM])
 
     def edit(self, block: Block, names: Sequence[str], weights: BlockWeights) -> None:
         """Prune the matrices of one stage in place."""
@@ -140,7 +159,8 @@ class Pruner:
 
     def finish(self, block: Block, weights: BlockWeights) -> None:
         """Drop the block's statistics and keep its notes."""
-        self._statistics.clear()
+        for statistic in self._statistics.values():
+            statistic.clear()
         if self._notes:
             self._by_block[block.name] = self._notes
             if self.notes_file is not None:
@@ -160,36 +180,24 @@ class Pruner:
         return tuple(note for notes in {**found, **self._by_block}.values() for note in notes)
 
     def _prune(self, name: str, view: Tensor, target: Target) -> None:
-        statistic = self._statistics.get(name)
-        if self.method != "magnitude" and statistic is None:
-            self._notes.append(f"{name}: no calibration token reached it; pruned by magnitude")
-        if target.pattern is None and target.zeros == 0:
+        if target.zeros == 0:
             return
-        if self.method == "sparsegpt" and statistic is not None:
-            result = sparsegpt(
-                view.to(self.stored or view.dtype),
-                statistic,
-                target.zeros,
-                pattern=target.pattern,
-                block_size=self.block_size,
-                damp=self.damp,
-                name=name,
-            )
-            if result.note:
-                self._notes.append(f"{name}: {result.note}")
-            view.copy_(result.weight)
-            return
-        view.masked_fill_(~self._mask(name, view, target, statistic), 0)
-
-    def _mask(self, name: str, view: Tensor, target: Target, norms: Tensor | None) -> Tensor:
-        if self.method == "magnitude":
-            norms = None
-        if target.pattern is not None:
-            score = view.float().abs() if norms is None else wanda_score(view, norms)
-            return nm_mask(score, *target.pattern, name=name)
-        if norms is None:
-            return magnitude_mask(view, target.zeros)
-        return wanda_mask_counts(view, norms, target.zeros)
+        layer = Layer(
+            name,
+            view.to(self.stored or view.dtype),
+            target.zeros,
+            target.pattern,
+            self.damp,
+            self.block_size,
+        )
+        statistics = {kind: found.get(name) for kind, found in self._statistics.items()}
+        pruned = prune_layer(layer, self.method, self.refit, statistics)
+        if pruned.note:
+            self._notes.append(f"{name}: {pruned.note}")
+        if pruned.weight is None:
+            view.masked_fill_(~pruned.mask, 0)
+        else:
+            view.copy_(pruned.weight)
 
 
 class OutlierMeter:

@@ -9,7 +9,8 @@ from typing import Any
 
 from compress.errors import RequestError
 
-METHODS = ("magnitude", "wanda", "sparsegpt")
+METHODS = ("magnitude", "wanda", "sparsegpt", "ria", "admm", "alps", "dsnot")
+REFITS = ("none", "exact", "cg")
 ALLOCATIONS = ("alpha", "uniform", "owl")
 FORMATS = ("dense", "bitmask")
 PROPAGATION = ("pruned", "dense", "true-sequential")
@@ -21,7 +22,8 @@ class AlphaPruneSettings:
 
     Attributes:
         sparsity: fraction of the blocks' weights to remove, in [0, 1).
-        method: how weights are chosen in a matrix: magnitude, wanda or sparsegpt.
+        method: how weights are chosen in a matrix, one of METHODS.
+        refit: how the weights that a mask keeps get new values, one of REFITS.
         allocation: how much each matrix loses: alpha, uniform or owl.
         metric: shape metric of the alpha allocation, a name of spectra.METRICS.
         epsilon: half the spread of the ratios around 1 (alpha), in [0, 1).
@@ -33,7 +35,8 @@ class AlphaPruneSettings:
         samples, seqlen: calibration size in sequences and tokens; seqlen None is the smaller of
             2048 and the model's limit.
         propagate: what later blocks see: `pruned` outputs, `dense` ones, or `true-sequential`.
-        damp, block_size: SparseGPT's damping and column block.
+        damp: of the Hessians of sparsegpt, admm, alps and the refit.
+        block_size: SparseGPT's column block.
         owl_multiple, owl_spread: OWL's M and lambda.
         esd_exact: eigenvalues by fp64 singular values instead of Gram matrices.
         ppl, tasks, task_dirs, limit, stride, eval_seqlen, speed: what is measured before and after.
@@ -44,6 +47,7 @@ class AlphaPruneSettings:
 
     sparsity: float | None = None
     method: str = "wanda"
+    refit: str = "none"
     allocation: str | None = None
     metric: str = "alpha_peak"
     epsilon: float = 0.3
@@ -96,9 +100,14 @@ class AlphaPruneSettings:
         return self.allocation or ("uniform" if self.pattern else "alpha")
 
     @property
+    def needs_inputs(self) -> bool:
+        """Whether pruning needs the inputs of the matrices."""
+        return self.method != "magnitude" or self.refit != "none"
+
+    @property
     def needs_data(self) -> bool:
         """Whether calibration text is read at all."""
-        return self.method != "magnitude" or self.rule == "owl"
+        return self.needs_inputs or self.rule == "owl"
 
     def check(self, metrics: tuple[str, ...]) -> None:
         """Refuse what can't be meant, all faults in one error.
@@ -119,6 +128,7 @@ class AlphaPruneSettings:
     def _name_faults(self, metrics: tuple[str, ...]) -> list[tuple[str, str]]:
         choices = [
             ("method", self.method, METHODS),
+            ("refit", self.refit, REFITS),
             ("allocation", self.rule, ALLOCATIONS),
             ("metric", self.metric, metrics),
             ("granularity", self.granularity, ("block", "matrix")),

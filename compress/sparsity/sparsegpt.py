@@ -15,11 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from compress.errors import RunError
 from compress.numerics.allocation import largest_remainder
 from compress.numerics.select import drop_smallest, keep_n_of_m
 from compress.numerics.solve import damped_inverse_cholesky
-from compress.sparsity.masks import require_width
+from compress.sparsity.layer import check_layer, dead_note, join, to_stored
 
 # Columns whose updates are made one by one before a matrix product takes over.
 _STRIP = 32
@@ -76,7 +75,10 @@ def sparsegpt(
     Source: Frantar and Alistarh, arXiv:2301.00774. Departures: exact counts, ties by index, dead
     inputs held to the count, damping that escalates.
     """
-    _check(weight, hessian, count, pattern, block_size, name)
+    if block_size < 1 or (pattern is not None and block_size % max(pattern[1], 1)):
+        multiple = f"and a multiple of M = {pattern[1]}" if pattern is not None else ""
+        raise ValueError(f"block size {block_size} must be >= 1 {multiple}".rstrip())
+    count = check_layer(weight, hessian, count, pattern, name)
     dead = hessian.diagonal() == 0
     factor = damped_inverse_cholesky(hessian + torch.diag(dead.to(hessian.dtype)), damp)
     dtype = torch.promote_types(weight.dtype, torch.float32)
@@ -85,7 +87,7 @@ def sparsegpt(
     solver = _Columns(columns, factor.upper.to(dtype), dead)
     blocks = range(0, weight.shape[1], block_size)
     ends = [min(start + block_size, weight.shape[1]) for start in blocks]
-    counts = _block_counts(weight.shape, list(blocks), ends, count or 0)
+    counts = _block_counts(weight.shape, list(blocks), ends, count)
     for start, end, dropped in zip(blocks, ends, counts, strict=True):
         if pattern is None:
             solver.choose(start, end, dropped)
@@ -93,11 +95,9 @@ def sparsegpt(
         else:
             solver.prune_block(start, end, pattern[1], pattern)
     mask = solver.keep.t().contiguous()
-    pruned = _cast(solver.weight.t().contiguous(), mask, weight.dtype)
-    notes = [factor.note] if factor.note else []
-    if bool(dead.any()):
-        notes.append(f"{int(dead.sum())} of {len(dead)} inputs are never active")
-    return SparseGPTResult(pruned, mask, float(solver.loss), "; ".join(notes) or None)
+    pruned = to_stored(solver.weight.t().contiguous(), mask, weight.dtype)
+    note = join(factor.note, dead_note(dead))
+    return SparseGPTResult(pruned, mask, float(solver.loss), note)
 
 
 class _Columns:
@@ -153,50 +153,8 @@ class _Columns:
             errors[row] /= self.pivots[column]
 
 
-def _check(
-    weight: Tensor,
-    hessian: Tensor,
-    count: int | None,
-    pattern: tuple[int, int] | None,
-    block_size: int,
-    name: str | None,
-) -> None:
-    if weight.dim() != 2 or hessian.shape != (weight.shape[1], weight.shape[1]):
-        raise ValueError(f"a weight of {list(weight.shape)} and a Hessian of {list(hessian.shape)}")
-    if block_size < 1:
-        raise ValueError(f"block size {block_size} must be >= 1")
-    if not bool(hessian.isfinite().all()):
-        bad = int((~hessian.isfinite()).any(1).sum())
-        raise RunError(
-            f"`{name or 'matrix'}`: {bad} of {len(hessian)} rows of the Hessian are not finite",
-            "an activation overflowed; calibrate in bfloat16 or float32",
-        )
-    implied = count
-    if pattern is not None:
-        n, m = pattern
-        if not (m >= 1 and 0 <= n <= m):
-            raise ValueError(f"{n}:{m} must satisfy 0 <= N <= M and M >= 1")
-        require_width(weight.shape[1], n, m, name)
-        if block_size % m:
-            raise ValueError(f"block size {block_size} isn't a multiple of M = {m}")
-        implied = weight.numel() // m * (m - n)
-    if implied is None or not 0 <= implied <= weight.numel():
-        raise ValueError(f"can't drop {count} of {weight.numel()} weights")
-    if count is not None and count != implied:
-        raise ValueError(f"the pattern drops {implied} weights, not {count}")
-
-
 def _block_counts(shape: torch.Size, starts: list[int], ends: list[int], count: int) -> list[int]:
     """Each block's part of the count, in proportion to its columns."""
     sizes = torch.tensor([(b - a) * shape[0] for a, b in zip(starts, ends, strict=True)])
     exact = sizes.double() * count / sizes.sum()
     return largest_remainder(exact, count, upper=sizes).tolist()
-
-
-def _cast(weight: Tensor, keep: Tensor, dtype: torch.dtype) -> Tensor:
-    """To the dtype on disk, where no survivor may round to zero: zeros are counted exactly."""
-    cast = weight.to(dtype)
-    info = torch.finfo(dtype)
-    lost = keep & (cast == 0) & (weight != 0)
-    least = torch.full_like(cast, info.smallest_normal * info.eps).copysign(cast)
-    return torch.where(lost, least, cast)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from compress.calibration import ColumnNorms, Gram, real_rows
+from compress.calibration import ColumnMoments, ColumnNorms, Gram, real_rows
 from compress.errors import RunError
 
 
@@ -24,6 +24,36 @@ def test_norms_and_gram_are_the_definitions_in_float64():
     assert torch.allclose(norms.value().double(), wide.square().sum(0).sqrt(), rtol=1e-7)
     assert torch.allclose(gram.value(), wide.T @ wide, rtol=1e-12)
     assert norms.rows == gram.rows == 300
+
+
+def test_moments_are_the_definitions_in_float64():
+    x = _inputs() + torch.linspace(-50, 50, 7)  # means far above the spread
+    x[:, 3] = 2  # a constant
+    found, norms = ColumnMoments(), ColumnNorms()
+    for part in x.split(64):
+        found.add(part)
+        norms.add(part)
+    mean, variance, norm = found.value()
+    assert mean.dtype == variance.dtype == torch.float32
+    assert torch.allclose(mean.double(), x.double().mean(0), rtol=1e-6, atol=1e-6)
+    assert torch.allclose(variance.double(), x.double().var(0, correction=0), rtol=1e-3)
+    assert float(variance[3]) == 0
+    assert torch.equal(norm, norms.value())
+
+
+def test_moments_leave_padding_out_and_name_the_module_of_a_nan():
+    x, keep = _inputs(), torch.arange(300) < 40
+    bare, masked = ColumnMoments(), ColumnMoments()
+    bare.add(x[:40])
+    masked.add(x, keep)
+    for a, b in zip(bare.value(), masked.value(), strict=True):
+        assert torch.equal(a, b)
+    for fill in (0, 1):
+        broken = ColumnMoments("layer")
+        if fill:
+            broken.add(x * torch.nan)
+        with pytest.raises(RunError, match="`layer`"):
+            broken.value()
 
 
 def test_the_grams_diagonal_is_the_squared_norms():

@@ -16,6 +16,8 @@ from compress.checkpoints.anatomy import matrix_view, read_anatomy
 from compress.checkpoints.source import open_source
 from compress.data.packing import prepare_calibration
 from compress.reports.validate import check
+from compress.sparsity import methods
+from compress.sparsity.settings import METHODS, REFITS
 from tiny_models import ARCHITECTURES, build, make_batch, make_checkpoint, tiny_tokenizer
 
 MOE = {"qwen2_moe", "mixtral"}
@@ -56,6 +58,19 @@ def matrices(model):
 
 def zeros(tensor):
     return int((tensor == 0).sum())
+
+
+def inputs_of(path, name, text):
+    """[rows, in], float64: what a matrix of the dense model gets from 16 x 32 tokens."""
+    model, source = dense(path), open_source(path)
+    batches, _ = prepare_calibration(str(text), source.tokenizer(), samples=16, seqlen=32, seed=0)
+    inputs = []
+    hook = model.get_submodule(name).register_forward_pre_hook(lambda m, a: inputs.append(a[0]))
+    with torch.no_grad():
+        for batch in batches:
+            model(**batch)
+    hook.remove()
+    return torch.cat(inputs).flatten(0, -2).double()
 
 
 @pytest.fixture(scope="module")
@@ -146,13 +161,18 @@ def test_the_masks_are_those_of_the_whole_model_pruned_slowly(
         assert torch.equal(found, slow[name]), name
 
 
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"method": "magnitude", "refit": "exact"}, {"method": "alps"}],
+    ids=lambda given: "-".join(given.values()) or "default",
+)
 @pytest.mark.parametrize("arch", sorted(MOE))
 def test_an_expert_without_a_token_is_pruned_by_magnitude_and_noted(
-    arch, checkpoint, prune, tmp_path
+    arch, given, checkpoint, prune, tmp_path
 ):
     # One short window can't reach all 4 experts of all 4 blocks with this seed; if it did, the
     # test would say so here.
-    result = prune(checkpoint(arch), tmp_path / "out", samples=1, seqlen=2)
+    result = prune(checkpoint(arch), tmp_path / "out", samples=1, seqlen=2, **given)
     notes = [n for n in result.receipt.notes if "no calibration token" in n]
     assert notes
     named = {n.partition(":")[0] for n in notes}
@@ -163,17 +183,30 @@ def test_an_expert_without_a_token_is_pruned_by_magnitude_and_noted(
         assert float(kept.min()) >= float(dropped.max())
 
 
-@pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt"])
-@pytest.mark.parametrize("arch", ["llama", "gpt2", "mixtral"])
-def test_patterns_are_exact_in_every_group(method, arch, checkpoint, prune, tmp_path):
-    prune(checkpoint(arch), tmp_path / "out", method=method, sparsity=None, pattern="2:4")
+@pytest.mark.parametrize(
+    ("arch", "method", "refit"),
+    [
+        *((arch, method, "none") for arch in ("llama", "gpt2", "mixtral") for method in METHODS),
+        ("mixtral", "magnitude", "exact"),
+        ("mixtral", "sparsegpt", "cg"),
+    ],
+)
+def test_patterns_are_exact_in_every_group(method, refit, arch, checkpoint, prune, tmp_path):
+    prune(
+        checkpoint(arch),
+        tmp_path / "out",
+        method=method,
+        refit=refit,
+        sparsity=None,
+        pattern="2:4",
+    )
     for name, matrix in matrices(dense(tmp_path / "out")).items():
         groups = (matrix != 0).reshape(-1, 4).sum(1)
         assert int(groups.min()) == int(groups.max()) == 2, name
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt"])
+@pytest.mark.parametrize("method", METHODS)
 def test_ties_of_short_dtypes_dont_change_the_count(dtype, method, checkpoint, prune, tmp_path):
     result = prune(checkpoint("llama", dtype), tmp_path / "out", method=method, sparsity=0.7)
     found = matrices(dense(tmp_path / "out"))
@@ -186,19 +219,9 @@ def test_ties_of_short_dtypes_dont_change_the_count(dtype, method, checkpoint, p
 def test_sparsegpt_updates_survivors_and_keeps_the_layers_output_better(
     checkpoint, prune, text, tmp_path
 ):
-    model = dense(checkpoint())
-    batches, _ = prepare_calibration(
-        str(text), open_source(checkpoint()).tokenizer(), samples=16, seqlen=32, seed=0
-    )
     name = "model.layers.0.self_attn.q_proj"  # its inputs are the same for every method
-    inputs = []
-    hook = model.get_submodule(name).register_forward_pre_hook(lambda m, a: inputs.append(a[0]))
-    with torch.no_grad():
-        for batch in batches:
-            model(**batch)
-    hook.remove()
-    x = torch.cat(inputs).flatten(0, -2).double()
-    weight = matrices(model)[name].double()
+    x = inputs_of(checkpoint(), name, text)
+    weight = matrices(dense(checkpoint()))[name].double()
     error = {}
     for method in ("magnitude", "wanda", "sparsegpt"):
         prune(checkpoint(), tmp_path / method, method=method, allocation="uniform", samples=16)
@@ -207,6 +230,49 @@ def test_sparsegpt_updates_survivors_and_keeps_the_layers_output_better(
         survivors = pruned != 0
         assert bool((pruned[survivors] == weight[survivors]).all()) == (method != "sparsegpt")
     assert error["sparsegpt"] < error["wanda"] < error["magnitude"]
+
+
+@pytest.mark.parametrize(
+    ("method", "refit", "dtype"),
+    [
+        *((method, "exact", torch.bfloat16) for method in METHODS),
+        *((method, "cg", torch.float16) for method in ("magnitude", "sparsegpt", "alps")),
+    ],
+)
+def test_a_refit_keeps_the_count_and_changes_survivors(
+    method, refit, dtype, checkpoint, prune, tmp_path
+):
+    result = prune(checkpoint("llama", dtype), tmp_path / "out", method=method, refit=refit)
+    before, after = matrices(dense(checkpoint("llama", dtype))), matrices(dense(tmp_path / "out"))
+    for row in result.plan.rows:
+        name = row["module"]
+        assert zeros(after[name]) == row["zeros"], name
+        kept = after[name] != 0
+        assert not torch.equal(after[name][kept], before[name][kept]), name
+    assert result.receipt.settings["refit"] == refit
+
+
+@pytest.mark.parametrize("method", ["wanda", "dsnot"])
+def test_a_refit_leaves_the_mask_of_the_first_block_and_lowers_its_error(
+    method, checkpoint, prune, text, tmp_path
+):
+    # 16 x 32 tokens on 32 inputs: enough that the inputs' Gram matrix has its full rank.
+    name = "model.layers.0.self_attn.q_proj"
+    given = {"method": method, "allocation": "uniform", "samples": 16}
+    x, weight = inputs_of(checkpoint(), name, text), matrices(dense(checkpoint()))[name].double()
+    found = {}
+    for refit in ("none", "exact", "cg"):
+        prune(checkpoint(), tmp_path / refit, refit=refit, **given)
+        found[refit] = matrices(dense(tmp_path / refit))[name].double()
+        assert torch.equal(found[refit] == 0, found["none"] == 0)
+    error = {k: float((x @ (weight - w).T).square().sum()) for k, w in found.items()}
+    assert error["exact"] < 0.99 * error["none"]
+    assert error["cg"] == pytest.approx(error["exact"], rel=1e-2)
+
+
+def test_every_method_and_refit_that_settings_allow_has_a_function():
+    assert tuple(methods.METHODS) == METHODS
+    assert ("none", *methods.REFITS) == REFITS
 
 
 def test_alpha_gives_more_zeros_to_blocks_with_a_larger_metric(checkpoint, prune):

@@ -19,6 +19,7 @@ def check(**given):
         ({"sparsity": -0.1}, ["outside [0, 1)"]),
         ({"sparsity": float("nan")}, ["outside [0, 1)"]),
         ({"method": "wandaa"}, ["`--method wandaa` isn't a method", "did you mean `wanda`?"]),
+        ({"refit": "exakt"}, ["`--refit exakt` isn't a refit", "did you mean `exact`?"]),
         ({"metric": "alpha_peek"}, ["isn't a metric", "did you mean `alpha_peak`?"]),
         ({"allocation": "beta"}, ["isn't a allocation", "alpha, uniform, owl"]),
         ({"epsilon": 1.0}, ["`--epsilon 1`"]),

@@ -1,0 +1,145 @@
+"""The pruning methods by name: what each needs to know of a matrix's inputs, and its function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from compress.calibration.statistics import ColumnMoments, ColumnNorms, Gram, Moments
+from compress.sparsity.admm import admm
+from compress.sparsity.alps import alps
+from compress.sparsity.dsnot import dsnot_mask
+from compress.sparsity.layer import Pruned, join
+from compress.sparsity.masks import magnitude_mask, nm_mask, wanda_mask_counts, wanda_score
+from compress.sparsity.refit import refit_cg, refit_exact
+from compress.sparsity.ria import ria_mask
+from compress.sparsity.sparsegpt import sparsegpt
+
+Statistic = type[ColumnNorms] | type[ColumnMoments] | type[Gram]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One matrix and what it shall lose.
+
+    Attributes:
+        name: of the matrix.
+        weight: [out, in], only read.
+        zeros: exact number of weights to remove.
+        pattern: (N, M) to keep N of every M consecutive inputs, or None.
+        damp: of Hessians.
+        block_size: SparseGPT's column block.
+    """
+
+    name: str
+    weight: Tensor
+    zeros: int
+    pattern: tuple[int, int] | None
+    damp: float
+    block_size: int
+
+
+class Method(NamedTuple):
+    """A pruning method."""
+
+    statistic: Statistic | None
+    """What it needs of the inputs; None needs no data."""
+    prune: Callable[[Layer, Any], Pruned]
+    """The function of the matrix and the finished statistic."""
+
+
+def by_magnitude(layer: Layer, _: None = None) -> Pruned:
+    """Prune by magnitude: also the way out where no input was seen."""
+    if layer.pattern is not None:
+        return Pruned(nm_mask(layer.weight.float().abs(), *layer.pattern, name=layer.name))
+    return Pruned(magnitude_mask(layer.weight, layer.zeros))
+
+
+def _wanda(layer: Layer, norms: Tensor) -> Pruned:
+    if layer.pattern is not None:
+        return Pruned(nm_mask(wanda_score(layer.weight, norms), *layer.pattern, name=layer.name))
+    return Pruned(wanda_mask_counts(layer.weight, norms, layer.zeros))
+
+
+def _ria(layer: Layer, norms: Tensor) -> Pruned:
+    return Pruned(ria_mask(layer.weight, norms, layer.zeros, layer.pattern, name=layer.name))
+
+
+def _dsnot(layer: Layer, moments: Moments) -> Pruned:
+    return Pruned(dsnot_mask(layer.weight, moments, layer.zeros, layer.pattern, name=layer.name))
+
+
+def _sparsegpt(layer: Layer, gram: Tensor) -> Pruned:
+    found = sparsegpt(
+        layer.weight, gram, layer.zeros, layer.pattern, layer.block_size, layer.damp,
+        name=layer.name,
+    )  # fmt: skip
+    return Pruned(found.mask, found.weight, found.note)
+
+
+def _admm(layer: Layer, gram: Tensor) -> Pruned:
+    return admm(layer.weight, gram, layer.zeros, layer.pattern, layer.damp, name=layer.name)
+
+
+def _alps(layer: Layer, gram: Tensor) -> Pruned:
+    return alps(layer.weight, gram, layer.zeros, layer.pattern, layer.damp, name=layer.name)
+
+
+METHODS = {
+    "magnitude": Method(None, by_magnitude),
+    "wanda": Method(ColumnNorms, _wanda),
+    "sparsegpt": Method(Gram, _sparsegpt),
+    "ria": Method(ColumnNorms, _ria),
+    "admm": Method(Gram, _admm),
+    "alps": Method(Gram, _alps),
+    "dsnot": Method(ColumnMoments, _dsnot),
+}
+
+
+def _exact(layer: Layer, pruned: Pruned, gram: Tensor) -> Pruned:
+    return refit_exact(layer.weight, pruned.mask, gram, layer.damp, name=layer.name)
+
+
+def _cg(layer: Layer, pruned: Pruned, gram: Tensor) -> Pruned:
+    return refit_cg(
+        layer.weight, pruned.mask, gram, layer.damp, start=pruned.weight, name=layer.name
+    )
+
+
+REFITS: dict[str, Callable[[Layer, Pruned, Tensor], Pruned]] = {"exact": _exact, "cg": _cg}
+
+
+def refit(layer: Layer, pruned: Pruned, gram: Tensor, how: str) -> Pruned:
+    """Give the survivors of a mask new values; notes that both steps made are told once."""
+    found = REFITS[how](layer, pruned, gram)
+    note = found.note if pruned.note in (None, found.note) else join(pruned.note, found.note)
+    return found._replace(note=note)
+
+
+def prune_layer(layer: Layer, method: str, how: str, statistics: dict[Statistic, Any]) -> Pruned:
+    """Prune one matrix, and refit it unless `how` is "none".
+
+    Args:
+        layer: the matrix.
+        method: a name of METHODS.
+        how: a name of REFITS, or "none".
+        statistics: finished statistics of its inputs, None where no token reached it; such a
+            matrix is pruned by magnitude, and a note says so.
+    """
+    if any(found is None for found in statistics.values()):
+        return by_magnitude(layer)._replace(
+            note="no calibration token reached it; pruned by magnitude"
+        )
+    statistic, function = METHODS[method]
+    pruned = function(layer, statistics[statistic] if statistic else None)
+    return pruned if how == "none" else refit(layer, pruned, statistics[Gram], how)
+
+
+def statistics_needed(method: str, how: str) -> tuple[Statistic, ...]:
+    """What must be collected for a method and a refit."""
+    found = METHODS[method].statistic
+    needed = () if found is None else (found,)
+    return needed if how == "none" or Gram in needed else (*needed, Gram)
