@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 DEFAULT_SEQLEN = 2048
 PLAN_FILE = "plan.json"
+ALPHA_OPTIONS = ("metric", "epsilon", "granularity", "esd_exact")
+OWL_OPTIONS = ("owl_multiple", "owl_spread")
 
 
 @dataclass
@@ -331,7 +333,7 @@ def _receipt(
         planning.COMMAND,
         seed=job.settings.seed,
         device=job.device,
-        settings={**job.settings.as_dict(), "allocation": _allocation(job, plan)},
+        settings=_effective(job, plan),
         model={
             "source": job.source.name,
             "architecture": job.source.model_class().__name__,
@@ -351,9 +353,13 @@ def _receipt(
     )
 
 
-def _allocation(job: _Job, plan: Plan) -> str:
-    """The rule that the shares came from, also where a plan was given."""
-    return str(plan.options.get("allocation") or job.settings.rule)
+def _effective(job: _Job, plan: Plan) -> dict[str, Any]:
+    """The settings that acted; where a plan was given, those that its shares came from."""
+    settings = job.settings.as_dict()
+    rule = str(plan.options.get("allocation") or job.settings.rule)
+    settings |= {key: plan.options.get(key, settings[key]) for key in ("metric", "epsilon")}
+    idle = {"alpha": OWL_OPTIONS, "owl": ALPHA_OPTIONS}.get(rule, (*ALPHA_OPTIONS, *OWL_OPTIONS))
+    return {**settings, "allocation": rule, **dict.fromkeys(idle)}
 
 
 def _describe_model(job: _Job) -> str:

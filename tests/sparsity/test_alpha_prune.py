@@ -386,6 +386,8 @@ def test_the_receipt_tells_before_and_after(checkpoint, prune, other_text, tmp_p
     assert data["after"]["speed"]["decode_tokens_per_s"] > 0
     assert any("zeros are stored dense" in note for note in data["notes"])
     assert "perplexity" in result.render()
+    assert data["settings"]["metric"] == "alpha_peak"
+    assert "owl_spread" not in data["settings"]  # what didn't act isn't told
 
 
 def test_bert_is_pruned_but_not_scored(checkpoint, prune, tmp_path):
