@@ -215,9 +215,11 @@ def report(model_path: Path | None) -> dict[str, Any]:
     """All numbers by domain: n, chance, accuracies, counts (the last two of the model too)."""
     model = tokenizer = None
     if model_path is not None:
+        import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        model = AutoModelForCausalLM.from_pretrained(model_path).eval()
+        # bfloat16 is emulated on many CPUs, many times slower.
+        model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32).eval()
         tokenizer = AutoTokenizer.from_pretrained(model_path)
     found: dict[str, Any] = {}
     for domain in DOMAINS:
