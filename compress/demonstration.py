@@ -33,7 +33,7 @@ from compress.sparsity.command import PruneResult, alpha_prune
 MODEL = "tiny-llama"
 TEXT = "demo"
 TASKS = ("tiny_arithmetic", "tiny_commonsense", "tiny_entailment", "tiny_story")
-SPARSITIES = (0.6, 0.8)
+SPARSITIES = (0.7, 0.8)
 ARMS = ("uniform", "alpha-mid", "alpha-peak", "first-only")
 SPECTRUM = "model.layers.3.self_attn.q_proj"
 SAMPLES, SEQLEN, LIMIT = 64, 128, 60
