@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 DEFAULT_SEQLEN = 2048
 PLAN_FILE = "plan.json"
-ALPHA_OPTIONS = ("metric", "epsilon", "granularity", "esd_exact")
+ALPHA_OPTIONS = ("metric",)
 OWL_OPTIONS = ("owl_multiple", "owl_spread")
 
 
@@ -354,7 +354,7 @@ def _receipt(
 
 
 def _effective(job: _Job, plan: Plan) -> dict[str, Any]:
-    """The settings that acted; where a plan was given, those that its shares came from."""
+    """The settings, without a metric that did not act; where a plan was given, those that its shares came from."""
     settings = job.settings.as_dict()
     rule = str(plan.options.get("allocation") or job.settings.rule)
     settings |= {key: plan.options.get(key, settings[key]) for key in ("metric", "epsilon")}
