@@ -354,7 +354,7 @@ def _receipt(
 
 
 def _effective(job: _Job, plan: Plan) -> dict[str, Any]:
-    """The settings, without a metric that did not act; where a plan was given, those that its shares came from."""
+    """The settings, without those that did not act; of a given plan, those that made its shares."""
     settings = job.settings.as_dict()
     rule = str(plan.options.get("allocation") or job.settings.rule)
     settings |= {key: plan.options.get(key, settings[key]) for key in ("metric", "epsilon")}
