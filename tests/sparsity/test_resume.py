@@ -7,6 +7,7 @@ import sys
 import traceback
 
 import pytest
+import torch
 
 import compress
 from compress.checkpoints import workspace
@@ -31,6 +32,7 @@ def run(call, kill):
     child = os.fork()  # a fork, since a fresh interpreter takes seconds to import torch
     if child:
         return os.waitpid(child, 0)[1]
+    torch.set_num_threads(torch.get_num_threads())  # renew torch's pool, which a fork breaks
     try:
 
         def progress(task, done, total, note=""):

@@ -68,6 +68,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(kill, checkpoint, prune, tmp_pat
             if task == kill and done == 2:
                 os.kill(os.getpid(), signal.SIGKILL)
 
+        torch.set_num_threads(torch.get_num_threads())  # renew torch's pool, which a fork breaks
         try:
             prune(source, tmp_path / "out", progress=progress, **options)
         finally:
