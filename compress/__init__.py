@@ -35,6 +35,7 @@ _ROOMS = {
     "reports",
     "sparsity",
     "spectra",
+    "training",
 }
 
 __all__ = ["__version__", *_LAZY]

@@ -15,6 +15,7 @@ ORDER = [
     {"cli"},
     {"demonstration", "diagnosis", "exporting"},
     {"spectra", "sparsity"},
+    {"training"},
     {"calibration"},
     {"evaluation"},
     {"reports"},
