@@ -39,7 +39,7 @@ REMOVE = opt.options(
         "--pattern",
         metavar="N:M",
         heading="What to remove",
-        help="keep N of every M consecutive weights, e.g. 2:4",
+        help="keep N of every M consecutive weights, e.g. 2:4; mixed:8: an N for each matrix",
     ),
     option(
         "--skip",
@@ -54,7 +54,7 @@ SPREAD = opt.options(
         "--allocation",
         metavar="NAME",
         heading="How much from which layer",
-        help="alpha, uniform, owl  [default: alpha; uniform with --pattern]",
+        help="alpha, uniform, owl  [default: alpha; uniform with --pattern N:M]",
     ),
     option(
         "--metric",

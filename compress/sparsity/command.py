@@ -35,6 +35,7 @@ from compress.reports.headers import header_line, model_line, plan_line
 from compress.reports.receipt import Receipt, write_atomic, write_items
 from compress.sparsity import planning
 from compress.sparsity.apply import Applied, measure_outliers, prune
+from compress.sparsity.patterns import mixed_note
 from compress.sparsity.result import PruneResult
 from compress.sparsity.settings import AlphaPruneSettings
 from compress.spectra.metrics import METRICS
@@ -248,7 +249,9 @@ def _make_plan(job: _Job, plan: str | Path | Plan | None) -> Plan:
         job.progress,
     )
     job.notes.extend(measured.warnings)
-    return planning.make_plan(job.matrices, measured, job.settings, digest)
+    made = planning.make_plan(job.matrices, measured, job.settings, digest)
+    job.notes.extend(filter(None, [mixed_note(made)]))
+    return made
 
 
 def _run(
@@ -375,10 +378,10 @@ def _describe_model(job: _Job) -> str:
 def _describe_plan(plan: Plan, settings: AlphaPruneSettings, given: bool) -> str:
     if given:
         rule = "shares of the plan given"
-    elif settings.pattern:
+    elif settings.nm:
         rule = f"{settings.pattern} everywhere"
     elif settings.rule == "alpha":
         rule = f"{settings.metric} by {settings.granularity}"
     else:
         rule = settings.rule
-    return plan_line(settings.method, rule, plan.rows)
+    return plan_line(settings.method, rule, plan.rows, mixed_note(plan) or "")

@@ -16,8 +16,15 @@ from compress.errors import RequestError
 from compress.numerics.allocation import to_counts
 from compress.progress import Progress
 from compress.sparsity.allocators import by_metric, by_outliers
+from compress.sparsity.patterns import (
+    mixed_bounds,
+    mixed_rows,
+    pattern_rows,
+    row_pattern,
+    zeros_row,
+)
 from compress.sparsity.pruner import Target
-from compress.sparsity.settings import AlphaPruneSettings, parse_pattern
+from compress.sparsity.settings import AlphaPruneSettings
 from compress.spectra.measure import measure_spectra
 from compress.spectra.metrics import METRICS
 
@@ -122,11 +129,14 @@ def make_plan(
             pattern doesn't divide a matrix's width.
     """
     if settings.nm is not None:
-        rows = _pattern_rows(matrices, settings.nm)
+        rows = pattern_rows(matrices, *settings.nm)
     else:
         rows = _share_rows(matrices, measured, settings)
     options = {k: v for k, v in settings.as_dict().items() if k in _PLAN_OPTIONS}
     options |= {"sparsity": settings.share, "allocation": settings.rule}
+    if settings.mixed is not None:
+        rows = mixed_rows(rows, matrices, settings.mixed, settings.share, _bounds(settings))
+        options["reached"] = sum(r["zeros"] for r in rows) / sum(r["size"] for r in rows)
     return Plan(COMMAND, digest, rows, options)
 
 
@@ -136,11 +146,16 @@ _PLAN_OPTIONS = {
 }  # fmt: skip
 
 
+def _bounds(settings: AlphaPruneSettings) -> tuple[float, float]:
+    bounds = settings.min_sparsity, settings.max_sparsity
+    return bounds if settings.mixed is None else mixed_bounds(settings.mixed, bounds)
+
+
 def _share_rows(
     matrices: Sequence[Matrix], measured: Measured, settings: AlphaPruneSettings
 ) -> list[dict[str, Any]]:
     sizes = [m.shape[0] * m.shape[1] for m in matrices]
-    bounds = (settings.min_sparsity, settings.max_sparsity)
+    bounds = _bounds(settings)
     values = [measured.values.get(m.name, 0.0) for m in matrices]
     try:
         if settings.rule == "owl":
@@ -160,43 +175,14 @@ def _share_rows(
             "change --sparsity, --min-sparsity, --max-sparsity or --epsilon",
         ) from error
     rows = []
-    for matrix, size, count in zip(matrices, sizes, counts.tolist()):
-        row = _row(matrix, size, count)
+    for matrix, count in zip(matrices, counts.tolist()):
+        row = zeros_row(matrix, count)
         if matrix.name in measured.values:
             row["outliers" if settings.rule == "owl" else settings.metric] = round(
                 measured.values[matrix.name], 6
             )
         rows.append(row)
     return rows
-
-
-def _pattern_rows(matrices: Sequence[Matrix], nm: tuple[int, int]) -> list[dict[str, Any]]:
-    kept, of = nm
-    ragged = [m for m in matrices if m.shape[1] % of]
-    if ragged:
-        first = ragged[0]
-        raise RequestError(
-            f"`{first.name}` has {first.shape[1]} inputs, which {of} doesn't divide: `--pattern "
-            f"{kept}:{of}` can't be laid over it"
-            + (f" (nor over {len(ragged) - 1} more)" if len(ragged) > 1 else ""),
-            f"leave it alone with `--skip '{first.name}'`, or take another pattern",
-        )
-    rows = []
-    for matrix in matrices:
-        size = matrix.shape[0] * matrix.shape[1]
-        rows.append({**_row(matrix, size, size // of * (of - kept)), "pattern": f"{kept}:{of}"})
-    return rows
-
-
-def _row(matrix: Matrix, size: int, zeros: int) -> dict[str, Any]:
-    return {
-        "module": matrix.name,
-        "kind": "zeros",
-        "block": matrix.block,
-        "size": size,
-        "zeros": zeros,
-        "sparsity": round(zeros / size, 6),
-    }
 
 
 def targets(plan: Plan, anatomy: Anatomy) -> dict[str, Target]:
@@ -216,7 +202,7 @@ def targets(plan: Plan, anatomy: Anatomy) -> dict[str, Target]:
             raise RequestError(
                 f"the plan's row for `{name}` asks for {zeros!r} zeros of {size} weights"
             )
-        nm = parse_pattern(row["pattern"]) if row.get("pattern") else None
+        nm = row_pattern(row["pattern"]) if row.get("pattern") else None
         if nm is not None and (matrix.shape[1] % nm[1] or zeros != size // nm[1] * (nm[1] - nm[0])):
             raise RequestError(
                 f"the plan's row for `{name}`: {zeros} zeros of {matrix.shape[0]} x "

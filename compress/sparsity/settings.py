@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from compress.errors import RequestError
+from compress.sparsity.patterns import parse_pattern
 
 METHODS = ("magnitude", "wanda", "sparsegpt", "ria", "admm", "alps", "dsnot")
 REFITS = ("none", "exact", "cg")
@@ -28,7 +28,8 @@ class AlphaPruneSettings:
         metric: shape metric of the alpha allocation, a name of spectra.METRICS.
         epsilon: half the spread of the ratios around 1 (alpha), in [0, 1).
         granularity: one share per `block` or per `matrix` (alpha).
-        pattern: "N:M", keep N of every M consecutive inputs; the shares are then equal.
+        pattern: "N:M", keep N of every M consecutive inputs; the shares are then equal. "mixed:M"
+            gives each matrix the N that its share is nearest to.
         min_sparsity, max_sparsity: bounds of each matrix's share.
         skip: globs of module names that stay as they are.
         calib: data spec of the calibration text.
@@ -84,8 +85,15 @@ class AlphaPruneSettings:
 
     @property
     def nm(self) -> tuple[int, int] | None:
-        """The pattern as (N, M)."""
-        return None if self.pattern is None else parse_pattern(self.pattern)
+        """The pattern as (N, M); None without one and where it is mixed."""
+        found = None if self.pattern is None else parse_pattern(self.pattern)
+        return None if found is None or found.kept is None else (found.kept, found.of)
+
+    @property
+    def mixed(self) -> int | None:
+        """M where each matrix has its own N of M."""
+        found = None if self.pattern is None else parse_pattern(self.pattern)
+        return found.of if found is not None and found.kept is None else None
 
     @property
     def share(self) -> float:
@@ -96,8 +104,9 @@ class AlphaPruneSettings:
 
     @property
     def rule(self) -> str:
-        """The allocation asked for; a pattern leaves only equal shares."""
-        return self.allocation or ("uniform" if self.pattern else "alpha")
+        """The allocation asked for; one N:M leaves only equal shares."""
+        fixed = self.pattern is not None and not self.pattern.lower().startswith("mixed")
+        return self.allocation or ("uniform" if fixed else "alpha")
 
     @property
     def needs_inputs(self) -> bool:
@@ -174,6 +183,10 @@ class AlphaPruneSettings:
         except RequestError as error:
             return [(error.message, error.hint or "")]
         faults = []
+        if self.method == "sparsegpt" and self.block_size % of:
+            faults.append((f"`--block-size {self.block_size}` isn't a multiple of {of}", ""))
+        if kept is None:
+            return faults
         implied = 1 - kept / of
         if self.sparsity is not None and abs(self.sparsity - implied) > 1e-9:
             faults.append(
@@ -191,25 +204,7 @@ class AlphaPruneSettings:
                     "leave `--allocation` out.",
                 )
             )
-        if self.method == "sparsegpt" and self.block_size % of:
-            faults.append((f"`--block-size {self.block_size}` isn't a multiple of {of}", ""))
         return faults
-
-
-def parse_pattern(text: str) -> tuple[int, int]:
-    """Read "N:M" as (N, M): keep N of every M consecutive inputs.
-
-    Raises:
-        RequestError: not of that form, or not 0 < N < M.
-    """
-    match = re.fullmatch(r"(\d+):(\d+)", text)
-    kept, of = (int(match[1]), int(match[2])) if match else (0, 0)
-    if not 0 < kept < of:
-        raise RequestError(
-            f"`--pattern {text}` isn't N:M with 0 < N < M",
-            "2:4 keeps 2 of every 4 consecutive weights.",
-        )
-    return kept, of
 
 
 def _near(value: str, known: tuple[str, ...]) -> str:

@@ -3,7 +3,8 @@
 import pytest
 
 from compress.errors import RequestError
-from compress.sparsity.settings import AlphaPruneSettings, parse_pattern
+from compress.sparsity.patterns import parse_pattern
+from compress.sparsity.settings import AlphaPruneSettings
 
 METRICS = ("alpha_peak", "alpha_mid", "stable_rank")
 
