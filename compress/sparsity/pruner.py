@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from compress.checkpoints.workspace import writing
 from compress.errors import RequestError
 from compress.sparsity.allocators import OWL_MULTIPLE, outlier_share
 from compress.sparsity.masks import wanda_score
-from compress.sparsity.methods import Layer, prune_layer, statistics_needed
+from compress.sparsity.methods import Layer, Statistic, prune_layer, statistics_needed
 
 STREAM = "pruned"
 TRUE_SEQUENTIAL = (
@@ -92,6 +92,9 @@ class InputStatistics(Generic[V]):
         self._last.clear()
 
 
+Pool = dict[Statistic, InputStatistics[Any]]
+
+
 class Pruner:
     """Prunes each planned matrix of a block by one method.
 
@@ -106,6 +109,9 @@ class Pruner:
         stored: dtype of the weights on disk; what a method computes is rounded to it before later
             blocks see it, so that they see what is written. None is the dtype they come in.
         notes_file: where notes are kept across an interruption, a line per finished block.
+        stream: the walk's stream that it prunes.
+        pool: statistics shared with the pruners of other streams: while two streams are equal,
+            what their matrices read is accumulated once. None is a pool of its own.
     """
 
     def __init__(
@@ -119,6 +125,8 @@ class Pruner:
         true_sequential: bool = False,
         stored: torch.dtype | None = None,
         notes_file: Path | None = None,
+        stream: str = STREAM,
+        pool: Pool | None = None,
     ) -> None:
         self.targets = targets
         self.method = method
@@ -130,8 +138,11 @@ class Pruner:
         self.notes_file = notes_file
         self._notes: list[str] = []
         self._by_block: dict[str, list[str]] = {}
+        self.stream = stream
+        pool = {} if pool is None else pool
         self._statistics = {
-            kind: InputStatistics(kind) for kind in statistics_needed(method, refit)
+            kind: pool.setdefault(kind, InputStatistics(kind))
+            for kind in statistics_needed(method, refit)
         }
 
     def stages(self, block: Block) -> list[list[str]]:
@@ -146,13 +157,16 @@ class Pruner:
 
     def observe(self, matrix: Matrix, inputs: dict[str, Tensor], keep: Tensor | None) -> None:
         """Account one batch of inputs [rows, in] of `matrix`; padded rows are gone already."""
+        found = inputs.get(self.stream)  # of experts, a stream may bring no rows
+        if found is None:
+            return
         for statistic in self._statistics.values():
-            statistic.add(matrix.name, inputs[STREAM])
+            statistic.add(self._key(matrix.name), found)
 
     def edit(self, block: Block, names: Sequence[str], weights: BlockWeights) -> None:
         """Prune the matrices of one stage in place."""
         for name in names:
-            view = weights.view(name, STREAM)
+            view = weights.view(name, self.stream)
             if not bool(view.isfinite().all()):
                 raise RequestError(f"`{name}` holds NaN or Inf", "repair or re-download the model")
             self._prune(name, view, self.targets[name])
@@ -179,6 +193,10 @@ class Pruner:
                     found[entry["block"]] = entry["notes"]
         return tuple(note for notes in {**found, **self._by_block}.values() for note in notes)
 
+    def _key(self, name: str) -> str:
+        """Under which name a matrix's statistics are kept: streams of one pool have their own."""
+        return f"{self.stream}/{name}"
+
     def _prune(self, name: str, view: Tensor, target: Target) -> None:
         if target.zeros == 0:
             return
@@ -190,7 +208,7 @@ class Pruner:
             self.damp,
             self.block_size,
         )
-        statistics = {kind: found.get(name) for kind, found in self._statistics.items()}
+        statistics = {kind: found.get(self._key(name)) for kind, found in self._statistics.items()}
         pruned = prune_layer(layer, self.method, self.refit, statistics)
         if pruned.note:
             self._notes.append(f"{name}: {pruned.note}")
