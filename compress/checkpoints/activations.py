@@ -12,13 +12,13 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from compress.checkpoints.anatomy import Block, Matrix
 from compress.checkpoints.block_weights import BlockWeights
 from compress.checkpoints.gathering import FiniteCheck, Gathering, Observer
-from compress.checkpoints.padding import BatchPadding
+from compress.checkpoints.padding import BatchPadding, TokenRows
 from compress.checkpoints.suspended import Call, Forward, Gates, without_cache
 from compress.checkpoints.taps import Enough, InputTaps
 from compress.errors import RunError
@@ -41,6 +41,7 @@ class Activations:
         on_block: told of every block output that is passed on.
 
     Attributes:
+        model: the model.
         streams: the live streams.
         block_runs: how often a block has run on a batch.
     """
@@ -56,7 +57,7 @@ class Activations:
     ) -> None:
         self.streams = list(streams)
         self.block_runs = 0
-        self._model = model
+        self.model = model
         self._groups = [list(streams)]
         self._order = {name: index for index, name in enumerate(blocks)}
         self._on_block = on_block
@@ -111,7 +112,7 @@ class Activations:
         """
         block, units = weights.block, self._units(weights)
         finite, gathering = FiniteCheck(block.name), Gathering(observer, units)
-        with InputTaps(self._model, matrices, gathering.seen) as taps:
+        with InputTaps(self.model, matrices, gathering.seen) as taps:
             for index in self._waiting(units, block.name):
                 padding = self._paddings[index]
                 own = padding.own(block.name)
@@ -154,6 +155,49 @@ class Activations:
             for index, forward in enumerate(self._forwards[stream]):
                 output, forward.output = forward.output, None
                 yield stream, index, output
+
+    def shareable(self, stream: str) -> bool:
+        """Return whether a stream may take over another's output.
+
+        Not where blocks leave something behind in a shared container (gemma3n's keys and values).
+        """
+        call = next((f.call for f in self._forwards[stream] if f.call), None)
+        values = [*call.args, *call.kwargs.values()] if call else []
+        return not any(isinstance(value, dict | list | Cache) for value in values)
+
+    def waiting(self, block: str) -> list[int]:
+        """Return the batches that wait at the block; usually all."""
+        return self._waiting(self._groups, block)
+
+    def rehearse(
+        self,
+        weights: BlockWeights,
+        stream: str,
+        index: int,
+        leaves: Mapping[str, nn.Parameter] | None = None,
+    ) -> Any:
+        """Run the block on one batch and return its output; the forward stays where it is.
+
+        Args:
+            weights: the block, loaded.
+            stream: whose inputs and weights.
+            index: the batch.
+            leaves: parameters that stand in for the stream's own, by run-time name.
+        """
+        self.block_runs += 1
+        call = self._call(stream, index, weights.block.name).rehearsal()
+        with weights.installed(stream, leaves):
+            return self._gates.run(call)
+
+    def token_rows(self, block: str, stream: str, index: int) -> TokenRows:
+        """Return how the inputs of the block's matrices become rows of tokens."""
+        call = self._call(stream, index, block)
+        return self._paddings[index].rows(block, call.args, call.kwargs)
+
+    def token_mask(self, block: str, index: int) -> Tensor | None:
+        """Return which positions of the block's sequence are tokens, [B, T]; None if all are."""
+        own = self._paddings[index].own(block)
+        return None if own is None else own.mask
 
     def _all(self) -> list[Forward]:
         return [forward for forwards in self._forwards.values() for forward in forwards]
@@ -200,22 +244,13 @@ class Activations:
             fresh: list[list[str]] = []
             for stream in group:
                 alike = (u for u in fresh if weights.same(u[0], stream))
-                unit = next(alike, None) if self._shareable(stream) else None
+                unit = next(alike, None) if self.shareable(stream) else None
                 if unit is None:
                     fresh.append([stream])
                 else:
                     unit.append(stream)
             units += fresh
         return units
-
-    def _shareable(self, stream: str) -> bool:
-        """Return whether a stream may take over another's output.
-
-        Not where blocks leave something behind in a shared container (gemma3n's keys and values).
-        """
-        call = next((f.call for f in self._forwards[stream] if f.call), None)
-        values = [*call.args, *call.kwargs.values()] if call else []
-        return not any(isinstance(value, dict | list | Cache) for value in values)
 
 
 def _moved(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

@@ -124,15 +124,17 @@ class BlockWeights:
         return found
 
     @contextmanager
-    def installed(self, stream: str) -> Iterator[None]:
-        """Let the model run with one stream's version."""
-        own = self._own[stream]
+    def installed(
+        self, stream: str, leaves: Mapping[str, nn.Parameter] | None = None
+    ) -> Iterator[None]:
+        """Let the model run with one stream's version, some of it replaced by `leaves`."""
+        own = {**self._own[stream], **(leaves or {})}
         before = {}
         for name, value in own.items():
             holder, leaf = self._places[name]
             before[name] = holder[leaf]
-            is_parameter = isinstance(holder[leaf], nn.Parameter)
-            holder[leaf] = nn.Parameter(value, requires_grad=False) if is_parameter else value
+            bare = isinstance(holder[leaf], nn.Parameter) and not isinstance(value, nn.Parameter)
+            holder[leaf] = nn.Parameter(value, requires_grad=False) if bare else value
         try:
             yield
         finally:

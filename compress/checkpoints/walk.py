@@ -23,6 +23,7 @@ from compress.checkpoints.block_weights import BlockWeights
 from compress.checkpoints.experts_tap import check_observable
 from compress.checkpoints.gathering import memory_in_use
 from compress.checkpoints.loader import BlockLoader, skeleton
+from compress.checkpoints.replay import BlockRuns, Replaying
 from compress.checkpoints.shards import ShardWriter
 from compress.checkpoints.source import Source
 from compress.errors import RequestError, near_names
@@ -119,7 +120,8 @@ def walk(
         source: the checkpoint.
         batches: keyword arguments of the model's forward, one dict a batch; `attention_mask` only
             where rows are padded. Empty for methods that need no data: nothing is run then.
-        method: what observes and edits.
+        method: what observes and edits. If it has `replay` (replay.Replaying) it is given trial
+            runs of each block, unless `propagate` is "dense": the batches have passed by then.
         writer: where finished blocks go: one for the first stream, or one per stream.
         device: where blocks run.
         dtype: the weights' dtype; None keeps the one on disk.
@@ -239,6 +241,8 @@ class _Walk:
         if first and finished is None:
             weights = self._load(block)
             stages = self.stages[block.name]
+            if isinstance(self.method, Replaying) and not self.dense:
+                self.method.replay(BlockRuns(activations, weights))
             if self.dense:
                 everything = [name for names in stages for name in names]
                 passed_on = not self._nothing_left()
