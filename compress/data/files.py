@@ -50,13 +50,14 @@ def read_path(path: Path, column: str | None, role: str, limit: int | None) -> l
         raise RequestError(f"`{path}` can't be read: {error.strerror or error}") from error
 
 
-def _kind(path: Path) -> str:
+def kind_of(path: Path) -> str:
+    """Return a file's suffix, of the packed file where it ends in .gz."""
     suffix = path.suffix.lower()
     return Path(path.stem).suffix.lower() if suffix == ".gz" else suffix
 
 
 def _read_file(path: Path, column: str | None, limit: int | None) -> list[str]:
-    kind = _kind(path)
+    kind = kind_of(path)
     if kind == ".parquet":
         return _from_arrow(_parquet(path), path, column, limit)
     if kind == ".csv":
@@ -117,8 +118,20 @@ def _json_rows(path: Path, kind: str, limit: int | None) -> list[tuple[str, Any]
 def _from_rows(
     rows: list[tuple[str, Any]], path: Path, column: str | None, limit: int | None
 ) -> list[str]:
-    if all(isinstance(row, str) for _, row in rows) and column is None:
-        return [row for _, row in rows][:limit]
+    if not rows:
+        raise RequestError(f"`{path}` holds no rows")
+    name = column_of(rows, column, path)
+    return [cell(row, name, where) for where, row in rows][:limit]
+
+
+def column_of(rows: list[tuple[str, Any]], column: str | None, path: Path) -> str | None:
+    """Return the text column of (where, row) pairs; None where every row is itself a text.
+
+    Raises:
+        RequestError: a row is no object, or the column isn't clear; names the row or the columns.
+    """
+    if rows and column is None and all(isinstance(row, str) for _, row in rows):
+        return None
     for where, row in rows:
         if not isinstance(row, dict):
             raise RequestError(f"{where}: an object is needed, is {type(row).__name__}")
@@ -126,15 +139,19 @@ def _from_rows(
         raise RequestError(f"`{path}` holds no rows")
     names = list(rows[0][1])
     strings = [n for n in names if all(isinstance(row.get(n), str | None) for _, row in rows[:100])]
-    name = _choose(column, names, strings, path)
-    documents = []
-    for where, row in rows:
-        value = row.get(name)
-        if value is not None and not isinstance(value, str):
-            kind = type(value).__name__
-            raise RequestError(f"{where}: column `{name}` needs a string, is {kind}")
-        documents.append(value or "")
-    return documents
+    return _choose(column, names, strings, path)
+
+
+def cell(row: Any, name: str | None, where: str) -> str:
+    """Return a row's text, "" where the column is empty; RequestError names what isn't a text."""
+    if not isinstance(row, dict if name is not None else str):
+        needed = "an object" if name is not None else "a string"
+        raise RequestError(f"{where}: {needed} is needed, is {type(row).__name__}")
+    value = row.get(name) if isinstance(row, dict) else row
+    if value is not None and not isinstance(value, str):
+        kind = type(value).__name__
+        raise RequestError(f"{where}: column `{name}` needs a string, is {kind}")
+    return value or ""
 
 
 def _choose(column: str | None, names: list[str], strings: list[str], where: Path) -> str:
@@ -180,38 +197,53 @@ def _line(error: Exception) -> str:
 
 def _from_arrow(table: Any, path: Path, column: str | None, limit: int | None) -> list[str]:
     """Return one string column of a pyarrow.Table, nulls as empty strings."""
-    import pyarrow.types as types
-
-    names = table.column_names
-    is_text = lambda kind: types.is_string(kind) or types.is_large_string(kind)  # noqa: E731
-    strings = [field.name for field in table.schema if is_text(field.type)]
-    name = _choose(column, names, strings, path)
-    chosen = table.column(name)
+    chosen = table.column(text_column(table.schema, column, path))
     return [value or "" for value in chosen.slice(0, limit).to_pylist()]
 
 
+def text_column(schema: Any, column: str | None, path: Path) -> str:
+    """Return the text column of a pyarrow.Schema; RequestError lists the string columns."""
+    import pyarrow.types as types
+
+    is_text = lambda kind: types.is_string(kind) or types.is_large_string(kind)  # noqa: E731
+    strings = [field.name for field in schema if is_text(field.type)]
+    return _choose(column, list(schema.names), strings, path)
+
+
 def _read_directory(path: Path, column: str | None, role: str, limit: int | None) -> list[str]:
-    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+    if is_saved(path):
         return _read_saved(path, column, role, limit)
-    found = sorted(
-        file
-        for file in [*path.glob("*"), *path.glob("*/*")]
-        if file.is_file() and _kind(file) in (*TABLES, ".txt") and not file.name.startswith(".")
-    )
-    if any(_kind(file) == ".parquet" for file in found):  # metadata often lies beside them as .json
-        found = [file for file in found if _kind(file) == ".parquet"]
-    if not found:
-        raise RequestError(
-            f"directory `{path}` holds no text: no {', '.join(TABLES)} or .txt file",
-            hint="point to a file, or to a directory saved by `datasets`",
-        )
     documents: list[str] = []
-    for file in _of_role(found, role):
+    for file in files_of(path, role):
         rest = None if limit is None else limit - len(documents)
         if rest == 0:
             break
         documents += _read_file(file, column, rest)
     return documents
+
+
+def is_saved(path: Path) -> bool:
+    """Whether a directory was written by `datasets`' save_to_disk."""
+    return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+
+
+def files_of(path: Path, role: str) -> list[Path]:
+    """Return a directory's files of text for one role, in order of name; RequestError if none."""
+    found = sorted(
+        file
+        for file in [*path.glob("*"), *path.glob("*/*")]
+        if file.is_file() and kind_of(file) in (*TABLES, ".txt") and not file.name.startswith(".")
+    )
+    if any(
+        kind_of(file) == ".parquet" for file in found
+    ):  # metadata often lies beside them as .json
+        found = [file for file in found if kind_of(file) == ".parquet"]
+    if not found:
+        raise RequestError(
+            f"directory `{path}` holds no text: no {', '.join(TABLES)} or .txt file",
+            hint="point to a file, or to a directory saved by `datasets`",
+        )
+    return _of_role(found, role)
 
 
 def _of_role(found: list[Path], role: str) -> list[Path]:
@@ -225,6 +257,13 @@ def _of_role(found: list[Path], role: str) -> list[Path]:
 
 def _read_saved(path: Path, column: str | None, role: str, limit: int | None) -> list[str]:
     """Read a directory written by `datasets`' save_to_disk."""
+    saved, name = open_saved(path, column, role)
+    rows: Iterable[Any] = saved if limit is None else saved.select(range(min(limit, len(saved))))
+    return [row[name] or "" for row in rows]
+
+
+def open_saved(path: Path, column: str | None, role: str) -> tuple[Any, str]:
+    """Open a directory written by `datasets`' save_to_disk: its split of the role, its column."""
     import datasets
 
     try:
@@ -233,11 +272,9 @@ def _read_saved(path: Path, column: str | None, role: str, limit: int | None) ->
         raise RequestError(f"`{path}` is no readable saved dataset: {_line(error)}") from error
     if isinstance(saved, datasets.DatasetDict):
         saved = saved[_split_name(saved, path, role)]
-    rows: Iterable[Any] = saved if limit is None else saved.select(range(min(limit, len(saved))))
     names = saved.column_names
     strings = [n for n in names if getattr(saved.features[n], "dtype", "") in _TEXT_TYPES]
-    name = _choose(column, names, strings, path)
-    return [row[name] or "" for row in rows]
+    return saved, _choose(column, names, strings, path)
 
 
 _TEXT_TYPES = ("string", "large_string")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
 from typing import Any
 
 from compress.data.registry import Corpus
@@ -92,9 +93,37 @@ def _read_cached(corpus: Corpus, column: str, role: str, rows: int | None) -> li
         datasets.config.HF_HUB_OFFLINE = before
 
 
+def stream_corpus(corpus: Corpus, column: str, role: str) -> Iterator[str]:
+    """Read all rows of a Hub corpus one by one, without holding them or storing them on disk.
+
+    Raises:
+        RequestError: as read_corpus; also in the middle, where the connection breaks.
+    """
+    if is_offline():
+        yield from _read_cached(corpus, column, role, None)
+        return
+    _probe(corpus, role)
+    try:
+        for row in _open(corpus, role, streaming=True):
+            yield row[column] or ""
+    except (OSError, ValueError, RuntimeError) as error:
+        raise RequestError(
+            f"corpus `{corpus.name}` (`{corpus.hub}` on the Hub) can't be read: {_line(error)}",
+            hint=_local_copy(corpus, role),
+        ) from error
+
+
 def _load(
     corpus: Corpus, column: str, role: str, rows: int | None, *, streaming: bool
 ) -> list[str]:
+    loaded = _open(corpus, role, streaming=streaming)
+    if rows is not None:
+        loaded = loaded.take(rows)
+    return [row[column] or "" for row in loaded]
+
+
+def _open(corpus: Corpus, role: str, *, streaming: bool) -> Any:
+    """Open a corpus's split of a role, without the libraries' talk."""
     import datasets
 
     split = corpus.splits[role]
@@ -103,7 +132,7 @@ def _load(
     previous = datasets.logging.get_verbosity()
     datasets.logging.set_verbosity(logging.CRITICAL)
     try:
-        loaded: Any = datasets.load_dataset(
+        return datasets.load_dataset(
             corpus.hub,
             corpus.config,
             data_files=files,
@@ -111,9 +140,6 @@ def _load(
             revision=corpus.revision,
             streaming=streaming,
         )
-        if rows is not None:
-            loaded = loaded.take(rows)
-        return [row[column] or "" for row in loaded]
     finally:
         datasets.logging.set_verbosity(previous)
 
