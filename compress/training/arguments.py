@@ -1,0 +1,145 @@
+"""TrainingArguments from a run's settings, with the stock defaults that do harm set right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import TrainingArguments
+
+from compress.errors import RequestError
+from compress.training.schedule import make_schedule
+from compress.training.settings import TrainSettings
+
+_MOST_AT_ONCE = {"cpu": 8, "cuda": 32, "mps": 8}
+_LEAST_SAVED = 1000
+
+
+class Arrangement(NamedTuple):
+    """How a step's sequences are spread: processes * accumulation * micro = batch."""
+
+    micro: int
+    accumulation: int
+
+
+def arrange(batch: int, processes: int, micro: int | None, device: str) -> Arrangement:
+    """Split a step's sequences.
+
+    Args:
+        batch: sequences in a step over all processes.
+        processes: how many share them.
+        micro: sequences that one computes at once; None takes the largest divisor up to 8 on CPU,
+            32 on a GPU.
+        device: of the run.
+
+    Raises:
+        RequestError: the batch can't be split so.
+    """
+    if batch % processes:
+        raise RequestError(
+            f"`--batch-size {batch}` can't be shared by {processes} processes",
+            f"use a multiple of {processes}",
+        )
+    own = batch // processes
+    most = _MOST_AT_ONCE.get(device.partition(":")[0], 8)
+    micro = micro or next(n for n in range(min(own, most), 0, -1) if own % n == 0)
+    if own % micro:
+        raise RequestError(
+            f"`--micro-batch {micro}` doesn't divide the {own} sequences of a process",
+            f"`--batch-size {batch}` over {processes} processes leaves {own} for each",
+        )
+    return Arrangement(micro, own // micro)
+
+
+def check_device(settings: TrainSettings, device: str) -> None:
+    """Refuse what the device can't do.
+
+    Raises:
+        RequestError: fp16 or FSDP on a CPU, or a GPU chosen by number.
+    """
+    kind, _, number = device.partition(":")
+    if kind == "cuda" and number not in ("", "0"):
+        raise RequestError(
+            f"`--device {device}`: training takes the first GPU that it sees",
+            f"choose it by CUDA_VISIBLE_DEVICES={number}",
+        )
+    if settings.precision == "fp16" and kind != "cuda":
+        raise RequestError(
+            f"`--precision fp16` needs a GPU, not {kind}", "use float32 or bf16 here"
+        )
+    if settings.fsdp and kind == "cpu":
+        raise RequestError(
+            "`--fsdp` needs GPUs: on a CPU the libraries fall back to whole copies without a word",
+            "leave it out; every process then holds the whole model",
+        )
+
+
+def training_arguments(
+    settings: TrainSettings, directory: Path, device: str, arrangement: Arrangement
+) -> TrainingArguments:
+    """Make the arguments of the transformers Trainer.
+
+    Args:
+        settings: of the run.
+        directory: where checkpoints go.
+        device: what resolve_device returned.
+        arrangement: what `arrange` returned.
+    """
+    steps = settings.run_steps()
+    plan = make_schedule(settings.schedule, steps, settings.warmup, settings.min_lr)
+    extra: dict[str, Any] = {}
+    if settings.fsdp:
+        extra |= {"fsdp": True, "fsdp_config": {"version": 2, "auto_wrap_policy": None}}
+    args = TrainingArguments(
+        output_dir=str(directory),
+        max_steps=steps,
+        per_device_train_batch_size=arrangement.micro,
+        gradient_accumulation_steps=arrangement.accumulation,
+        learning_rate=settings.lr or 0.0,
+        lr_scheduler_type=plan.kind,
+        lr_scheduler_kwargs=plan.options,
+        warmup_steps=plan.warmup_steps,
+        max_grad_norm=settings.max_grad_norm,
+        seed=settings.seed,
+        data_seed=settings.seed,
+        bf16=settings.precision == "bf16",
+        fp16=settings.precision == "fp16",
+        gradient_checkpointing=settings.gradient_checkpointing,
+        torch_compile=settings.compile,
+        deepspeed=settings.deepspeed,
+        use_cpu=torch.device(device).type == "cpu",
+        dataloader_num_workers=settings.workers,
+        dataloader_drop_last=True,
+        train_sampling_strategy="sequential",  # the dataset knows the order
+        remove_unused_columns=False,
+        logging_nan_inf_filter=False,  # it would hide a loss that isn't finite
+        ddp_find_unused_parameters=False,
+        ddp_timeout=24 * 3600,
+        logging_strategy="steps",
+        logging_steps=log_every(settings),
+        save_strategy="steps",
+        save_steps=save_every(settings),
+        save_total_limit=None,  # we rotate, after the new one is in place
+        disable_tqdm=True,
+        report_to=[],
+        **extra,
+    )
+    if args.n_gpu > 1:  # else the Trainer would take every GPU through DataParallel
+        args._n_gpu = 1
+    return args
+
+
+def log_every(settings: TrainSettings) -> int:
+    """Return how many steps a logged mean is over: a hundredth of the run, at most 10."""
+    return settings.log_every or min(max(settings.run_steps() // 100, 1), 10)
+
+
+def save_every(settings: TrainSettings) -> int:
+    """Return the steps between checkpoints: a tenth of the run, at most 1000."""
+    return settings.save_every or min(max(settings.run_steps() // 10, 1), _LEAST_SAVED)
+
+
+def eval_every(settings: TrainSettings) -> int:
+    """Return the steps between validations: a tenth of the run."""
+    return settings.eval_every or max(settings.run_steps() // 10, 1)

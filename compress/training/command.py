@@ -1,0 +1,291 @@
+"""`train-spam`, `train-meap`, `train-mixln`: one trainer behind three doors.
+
+The doors differ in defaults alone. Objective, optimizer, norm placement and size are chosen one by
+one, in every combination.
+"""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compress.checkpoints.placement import resolve_dtype
+from compress.checkpoints.source import open_source
+from compress.checkpoints.workspace import Workspace, check_output, partial_path
+from compress.errors import RequestError
+from compress.evaluation.measures import Measures, measure_source
+from compress.progress import Progress, silent
+from compress.reports.headers import header_line, model_line
+from compress.reports.receipt import Receipt, write_atomic, write_items
+from compress.training import finishing
+from compress.training.checkpointing import saved_checkpoints
+from compress.training.preparing import Job, Say, prepare, read_text
+from compress.training.result import TrainResult
+from compress.training.running import CHECKPOINTS, Run, run
+from compress.training.settings import TrainSettings
+
+_WINDOW = 2048
+
+
+def train_spam(
+    model: str | Path | None = None, output: str | Path | None = None, **options: Any
+) -> TrainResult:
+    """Train with SPAM, an Adam that survives gradient spikes, or with any other optimizer.
+
+    Defaults are those of the papers: SPAM, 512 sequences of 256 tokens a step, cosine to a tenth of
+    the peak after 10 % warm-up, no weight decay; and, against the papers, gradients clipped to
+    norm 1.0, the stronger protection (`max_grad_norm=0` turns it off).
+
+    Args:
+        model: a checkpoint to go on from, a config to start at random, or None with `preset`.
+        output: the directory to make.
+        options: fields of TrainSettings, and `resume`, `overwrite`, `revision`, `token`,
+            `trust_remote_code`, `progress`, `say`.
+
+    Returns:
+        The receipt and where the model lies.
+
+    Raises:
+        RequestError: something about the request is wrong; nothing was written.
+        RunError: the run failed part-way; `resume` goes on from its last checkpoint.
+
+    Sources: SPAM, arXiv:2501.06842; Stable-SPAM, arXiv:2502.17055.
+    """
+    return train("train-spam", model, output, **options)
+
+
+def train_meap(
+    model: str | Path | None = None, output: str | Path | None = None, **options: Any
+) -> TrainResult:
+    """Train to predict the next token with a share of the input masked, or fine-tune so (`sft`).
+
+    Defaults are the paper's: 15 % of the input masked (10 % for fine-tuning), 256 sequences of 4096
+    tokens a step, AdamW with betas 0.9 and 0.95 and weight decay 0.05, clipped to norm 1.0.
+
+    Args:
+        model, output, options: as of train_spam.
+
+    Returns, Raises: as train_spam.
+
+    Source: MEAP, arXiv:2502.07490.
+    """
+    return train("train-meap", model, output, **options)
+
+
+def train_mixln(
+    model: str | Path | None = None, output: str | Path | None = None, **options: Any
+) -> TrainResult:
+    """Train with norms placed anew: Mix-LN, LayerNorm Scaling, Post-LN and others.
+
+    Defaults are the paper's: Post-LN in the first quarter of the blocks, 512 sequences of 256
+    tokens a step, AdamW without weight decay.
+
+    Args:
+        model, output, options: as of train_spam.
+
+    Returns, Raises: as train_spam.
+
+    Sources: Mix-LN, arXiv:2412.13795; LayerNorm Scaling, arXiv:2502.05795.
+    """
+    return train("train-mixln", model, output, **options)
+
+
+def train(
+    door: str,
+    model: str | Path | None,
+    output: str | Path | None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    revision: str | None = None,
+    token: str | None = None,
+    trust_remote_code: bool = False,
+    progress: Progress = silent,
+    say: Say = lambda text: None,
+    **options: Any,
+) -> TrainResult:
+    """Train behind one door; see train_spam.
+
+    Args:
+        door: a key of settings.DOORS, whose defaults hold.
+    """
+    settings = TrainSettings.of_door(door, options)
+    if output is None:
+        raise RequestError("no output directory", "add `-o OUT`")
+    job = _prepare(
+        door, model, Path(output), settings, progress, say, overwrite or resume,
+        revision=revision, token=token, trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    _describe(job)
+    if not job.ranks.first:
+        return _follow(job, Path(output))
+    with Workspace.open(
+        output,
+        overwrite=overwrite,
+        resume=resume,
+        fingerprint=_fingerprint(job),
+        source=job.start.source.directory if job.start.source else None,
+    ) as workspace:
+        if workspace.committed:
+            workspace.discard()
+            return TrainResult(Receipt.read(Path(output)), Path(output))
+        try:
+            return _lead(job, workspace)
+        except RequestError:
+            if not saved_checkpoints(workspace.path / CHECKPOINTS):
+                workspace.discard()  # the request was wrong: there is nothing to resume
+            raise
+
+
+def _prepare(
+    door: str,
+    model: str | Path | None,
+    output: Path,
+    settings: TrainSettings,
+    progress: Progress,
+    say: Say,
+    replace: bool,
+    **source: Any,
+) -> Job:
+    """Check the request; only the first process talks."""
+    import os
+
+    local = Path(model) if model is not None and Path(model).is_dir() else None
+    check_output(output, overwrite=replace, source=local)
+    quiet = int(os.environ.get("RANK", "0")) > 0
+    return prepare(
+        door,
+        model,
+        settings,
+        progress=silent if quiet else progress,
+        say=(lambda text: None) if quiet else say,
+        **source,
+    )
+
+
+def _fingerprint(job: Job) -> dict[str, Any]:
+    """What a resumed run must share with the interrupted one."""
+    return {
+        "command": job.door,
+        "model": job.start.digest(),
+        "options": job.settings.fingerprint(),
+    }
+
+
+def _lead(job: Job, workspace: Workspace) -> TrainResult:
+    """Do the first process's part: text, scores before, training, the result, scores after."""
+    before = _score_before(job, workspace.path / "before.json")
+    with job.clock("measure"):
+        store = read_text(job, workspace.path / "text")
+        if job.settings.valid:
+            read_text(job, workspace.path / "valid", "evaluation")
+    _describe_text(job, store.tokens, store.documents)
+    job.ranks.wait()  # the others find the text
+    done = run(job, workspace.path)
+    with job.clock("save"):
+        finishing.save_model(job, done, workspace.result)
+    _free(job, done)
+    trained = open_source(workspace.result)
+    after = _score(job, trained)
+    receipt = finishing.make_receipt(job, done, store, trained, before, after)
+    receipt.write(workspace.result)
+    if after.perplexity or after.tasks:
+        write_items(workspace.result, after.as_items())
+    with job.clock("save"):
+        workspace.commit()
+    job.ranks.wait()
+    job.ranks.close()
+    return TrainResult(receipt, workspace.output, tuple(done.losses))
+
+
+def _follow(job: Job, output: Path) -> TrainResult:
+    """Do another process's part: wait for the text, train, wait for the result."""
+    job.ranks.wait()
+    done = run(job, partial_path(output))
+    if job.settings.fsdp:
+        finishing.gather(done)
+    job.ranks.wait()
+    job.ranks.close()
+    return TrainResult(None, output)
+
+
+def _free(job: Job, done: Run) -> None:
+    """Let the trained model go: the scores load what was written."""
+    done.release()
+    job.model = None  # type: ignore[assignment]
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _score_before(job: Job, kept: Path) -> Measures:
+    """Score trained weights as they are, or read what an interrupted run had found."""
+    if job.start.source is None:
+        return Measures()
+    if kept.is_file():
+        return Measures.from_json(kept.read_text(encoding="utf-8"))
+    found = _score(job, job.start.source)
+    write_atomic(kept, found.to_json())
+    return found
+
+
+def _score(job: Job, source: Any) -> Measures:
+    settings = job.settings
+    if not (settings.ppl or settings.tasks or settings.speed):
+        return Measures()
+    with job.clock("evaluate"):
+        limit = job.start.token_limit()
+        return measure_source(
+            source,
+            job.request,
+            device=job.device,
+            dtype=resolve_dtype(settings.dtype),
+            limit=settings.limit,
+            seqlen=settings.eval_seqlen or min(_WINDOW, limit or _WINDOW),
+            stride=settings.stride,
+            speed=settings.speed,
+            seed=settings.seed,
+            progress=job.progress,
+        )
+
+
+def _describe(job: Job) -> None:
+    """Say what is trained, and how."""
+    settings, model = job.settings, job.model
+    blocks = getattr(model.config.get_text_config(), "num_hidden_layers", 0)
+    count = sum(p.numel() for p in model.parameters())
+    dtype = "random start" if job.start.fresh else "trained weights"
+    job.say(model_line(job.start.name, model.config.model_type, blocks, count, dtype))
+    objective = settings.objective
+    if settings.ratio:
+        objective += (
+            f", {settings.ratio:g} masked by `{job.start.mask.token}`" if job.start.mask else ""
+        )
+    clip = (
+        f"norm clipped to {settings.max_grad_norm:g}" if settings.max_grad_norm else "no clipping"
+    )
+    job.say(
+        header_line(
+            "plan",
+            f"{objective}, {settings.optimizer}, lr {settings.lr:g}, {clip}",
+            f"norms {settings.norm}" if settings.norm else "",
+            f"{settings.run_steps():,} steps of {settings.batch_size} × {settings.length} tokens, "
+            f"seed {settings.seed}",
+        )
+    )
+
+
+def _describe_text(job: Job, tokens: int, documents: int) -> None:
+    settings = job.settings
+    epochs = settings.run_steps() * settings.batch_size * settings.length / max(tokens, 1)
+    job.say(
+        header_line(
+            "data",
+            f"{', '.join(settings.data)}, {tokens:,} tokens in {documents:,} documents",
+            f"read {epochs:.2g} times" if not settings.sft else "",
+            f"validation {', '.join(settings.valid)}" if settings.valid else "",
+        )
+    )

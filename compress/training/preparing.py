@@ -1,0 +1,267 @@
+"""All that a run needs before it writes anything: model, text, evaluation, checked and in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from compress.checkpoints.placement import resolve_device, resolve_dtype
+from compress.data.specs import DataSpec, parse_spec
+from compress.data.streaming import source_bytes
+from compress.errors import RequestError
+from compress.evaluation.measures import Request, check_request
+from compress.progress import Progress
+from compress.reports.clock import Clock
+from compress.training import arguments
+from compress.training.data import (
+    Encoded,
+    PackedRows,
+    Rows,
+    TokenStore,
+    count_at_least,
+    encode_documents,
+    encode_samples,
+    write_store,
+)
+from compress.training.initial import Start, build_model, open_start
+from compress.training.norms import NORMS, place_norms
+from compress.training.objectives import (
+    MaskedAnswerCollator,
+    MaskedNextTokenCollator,
+    NextTokenCollator,
+    SampleRows,
+)
+from compress.training.optimizers import OPTIMIZERS
+from compress.training.packed import check_separation
+from compress.training.ranks import Ranks
+from compress.training.settings import P_SCHEDULES, TrainSettings
+from compress.training.sizes import PRESETS
+
+Say = Callable[[str], None]
+_FRESH_LR, _TRAINED_LR = 1e-3, 2e-5
+_ANNEALED = 0.1  # share of the run over which `--p-schedule anneal` lowers P to 0
+
+
+@dataclass
+class Job:
+    """A checked run.
+
+    Attributes:
+        settings: with learning rate and sequence length filled in.
+        notes: plain sentences for the receipt.
+    """
+
+    door: str
+    settings: TrainSettings
+    start: Start
+    model: PreTrainedModel
+    request: Request
+    ranks: Ranks
+    device: str
+    arrangement: arguments.Arrangement
+    progress: Progress
+    say: Say
+    clock: Clock = field(default_factory=Clock)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def ahead(self) -> bool:
+        """Whether rows tell the token after the last: the model's loss takes shifted labels."""
+        return takes_shifted_labels(self.model)
+
+
+def prepare(
+    door: str,
+    model: str | Path | None,
+    settings: TrainSettings,
+    *,
+    progress: Progress,
+    say: Say,
+    **source: Any,
+) -> Job:
+    """Check a request and make its model; writes nothing.
+
+    Raises:
+        RequestError: something about the request is wrong.
+    """
+    settings.check(tuple(OPTIMIZERS), tuple(NORMS))
+    device = resolve_device(settings.device)
+    resolve_dtype(settings.dtype)
+    arguments.check_device(settings, device)
+    ranks = Ranks(device)
+    arrangement = arguments.arrange(settings.batch_size, ranks.count, settings.micro_batch, device)
+    start = open_start(model, settings, **source)
+    settings = _fill_in(settings, start)
+    request = _check_evaluation(settings, start)
+    clock = Clock()
+    with clock("load"):
+        if start.source is not None and ranks.first:
+            start.source.check_finite(progress)
+        check_text(settings, start.tokenizer)
+        built = build_model(start, settings)
+        if settings.norm is not None:
+            options = {} if settings.norm != "mix" else {"post_fraction": settings.post_fraction}
+            place_norms(built, settings.norm, **{k: v for k, v in options.items() if v is not None})
+        if settings.separate_documents:
+            check_separation(built)
+    return Job(
+        door, settings, start, built, request, ranks, device, arrangement, progress, say, clock
+    )
+
+
+def _fill_in(settings: TrainSettings, start: Start) -> TrainSettings:
+    """Choose the learning rate and shorten a default sequence to the model's limit."""
+    lr = settings.lr
+    if lr is None:
+        lr = _FRESH_LR if start.fresh else _TRAINED_LR
+        if settings.preset is not None:
+            size = PRESETS[settings.preset]
+            lr = size.spam_lr if "spam" in settings.optimizer else size.lr
+    limit = start.token_limit()
+    if limit is not None and settings.seqlen is not None and settings.seqlen > limit:
+        raise RequestError(
+            f"`--seqlen {settings.seqlen}` is above the model's limit of {limit} tokens",
+            f"use `--seqlen {limit}` or less",
+        )
+    return replace(settings, lr=lr, seqlen=min(settings.length, limit or settings.length))
+
+
+def _check_evaluation(settings: TrainSettings, start: Start) -> Request:
+    request = check_request(
+        ppl=settings.ppl,
+        tasks=settings.tasks,
+        task_dirs=settings.task_dirs,
+        source=start.source,
+        seqlen=settings.eval_seqlen,
+        stride=settings.stride,
+    )
+    limit = start.token_limit()
+    if settings.eval_seqlen and limit is not None and settings.eval_seqlen > limit:
+        raise RequestError(
+            f"`--eval-seqlen {settings.eval_seqlen}` is above the model's limit of {limit} tokens",
+            f"use `--eval-seqlen {limit}` or less",
+        )
+    return request
+
+
+# Text
+
+
+def encoded(
+    settings: TrainSettings, specs: list[DataSpec], tokenizer: Any, role: str
+) -> Iterator[tuple[list[Encoded], int]]:
+    """Tokenise specs as the run reads them, samples or documents."""
+    columns = settings.columns
+    if columns is not None:
+        return encode_samples(specs, tokenizer, columns, role=role)
+    return encode_documents(specs, tokenizer, role=role)
+
+
+def check_text(settings: TrainSettings, tokenizer: Any) -> None:
+    """Look into the texts as far as it takes to see that they give a sequence.
+
+    Raises:
+        RequestError: a text can't be read, or is shorter than a sequence.
+    """
+    for option, role in (("data", "calibration"), ("valid", "evaluation")):
+        given = getattr(settings, option)
+        if not given:
+            continue
+        specs = parse_spec(given)
+        needed = 2 if settings.sft else settings.length + 1
+        found = count_at_least(encoded(settings, specs, tokenizer, role), needed)
+        if found < needed:
+            name = ",".join(given)
+            if settings.sft:
+                raise RequestError(f"`--{option} {name}` holds no sample with an answer")
+            raise RequestError(
+                f"`--{option} {name}` holds {found} tokens, and one sequence takes {needed}",
+                f"use a longer text, or `--seqlen {max(found - 1, 2)}` or less",
+            )
+
+
+def read_text(job: Job, directory: Path, role: str = "calibration") -> TokenStore:
+    """Tokenise the training (or validation) text to `directory`, or open what is there.
+
+    Raises:
+        RequestError: the text is broken, or has tokens that the model has no embedding for.
+        RunError: the disk is full.
+    """
+    given = job.settings.data if role == "calibration" else job.settings.valid
+    specs = parse_spec(given)
+    embedding: Any = job.model.get_input_embeddings()
+    rows = embedding.weight.shape[0]
+    store = write_store(
+        encoded(job.settings, specs, job.start.tokenizer, role),
+        directory,
+        vocabulary=max(rows, len(job.start.tokenizer)),
+        total=sum(source_bytes(spec, role) for spec in specs),
+        progress=job.progress,
+    )
+    if store.largest >= rows:
+        raise RequestError(
+            f"the tokenizer makes id {store.largest}, and the model has {rows} embeddings",
+            "the tokenizer and the model don't belong together",
+        )
+    return store
+
+
+def make_rows(job: Job, store: TokenStore, *, plain: bool = False) -> Rows:
+    """Return a store's rows: packed documents, or samples, with masked copies unless plain.
+
+    Raises:
+        RequestError: there is not one.
+    """
+    settings = job.settings
+    rows: Rows
+    if settings.sft is not None:
+        rows = SampleRows(
+            store,
+            settings.length,
+            masked=settings.ratio > 0 and not plain,
+            mode=settings.sft_mode or "separate",
+            min_response=50 if settings.min_response is None else settings.min_response,
+            end=job.start.tokenizer.eos_token_id,
+        )
+    else:
+        rows = PackedRows(
+            store, settings.length, ahead=job.ahead, separate=settings.separate_documents
+        )
+    if len(rows) == 0:
+        what = "a prompt shorter than" if settings.sft else "as many tokens as"
+        raise RequestError(
+            f"no text has {what} a sequence of {settings.length} tokens", "use another `--seqlen`"
+        )
+    return rows
+
+
+def make_collator(job: Job, *, masked: bool = True) -> NextTokenCollator:
+    """Return what makes batches of rows."""
+    settings, tokenizer = job.settings, job.start.tokenizer
+    multiple = 1 if settings.sft is None else 8
+    if not masked or settings.ratio == 0:
+        return NextTokenCollator(tokenizer, multiple=multiple)
+    anneal = None
+    if settings.p_schedule == P_SCHEDULES[1]:
+        total = settings.run_steps() * settings.batch_size
+        anneal = (round((1 - _ANNEALED) * total), total)
+    common = (tokenizer, settings.ratio, settings.seed, settings.mask_special)
+    if settings.sft is None:
+        return MaskedNextTokenCollator(*common, anneal=anneal, multiple=multiple)
+    scope = settings.mask_scope or "response"
+    return MaskedAnswerCollator(*common, scope=scope, anneal=anneal, multiple=multiple)
+
+
+def takes_shifted_labels(model: PreTrainedModel) -> bool:
+    """Whether the model's own loss takes `shift_labels`, as transformers' causal loss does."""
+    import inspect
+
+    from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
+
+    found = inspect.signature(model.forward).parameters.values()
+    keywords = any(p.kind == inspect.Parameter.VAR_KEYWORD for p in found)
+    return keywords and LOSS_MAPPING.get(str(model.loss_type)) is ForCausalLMLoss

@@ -1,0 +1,225 @@
+"""The training itself, in OUT.partial: from its last whole checkpoint, or from the start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, TrainerCallback
+
+from compress.errors import RunError
+from compress.training import arguments
+from compress.training.checkpointing import last_checkpoint
+from compress.training.data import Positions, Rows, TokenStore
+from compress.training.display import METRICS, Display
+from compress.training.losses import MeanLoss, mean_loss
+from compress.training.optimizers import build_optimizer
+from compress.training.preparing import Job, make_collator, make_rows
+from compress.training.trainer import Trainer
+
+CHECKPOINTS = "checkpoints"
+TEXT, VALID = "text", "valid"
+_VALIDATED = 256  # rows of --valid that are scored during a run
+_TAIL = 0.1  # share of the run whose mean loss is the receipt's
+
+
+@dataclass
+class Run:
+    """A finished training.
+
+    Attributes:
+        trainer: with model and optimizer; None once released.
+        losses: (step, mean loss) of every log.
+        valid: losses on --valid after the last step, by "clean" and "masked".
+        tokens: trained on, padding left out.
+        metrics: the file of logs.
+    """
+
+    trainer: Trainer | None
+    losses: list[tuple[int, float]]
+    valid: dict[str, MeanLoss]
+    tokens: int
+    metrics: Path
+    tensorboard: Path
+    optimizer_state_bytes: int
+    skipped: int
+    tokens_per_s: float | None = None
+    spikes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The trained model."""
+        assert self.trainer is not None
+        found: Any = self.trainer.model
+        return found
+
+    def release(self) -> None:
+        """Let model and optimizer go."""
+        if self.trainer is not None:
+            self.trainer.accelerator.free_memory()
+        self.trainer = None
+
+    def final_loss(self) -> MeanLoss | None:
+        """Mean of the logs of the last tenth of the run, with the standard error of that mean."""
+        if not self.losses:
+            return None
+        last = self.losses[-1][0]
+        some = [loss for step, loss in self.losses if step > last * (1 - _TAIL)]
+        mean = sum(some) / len(some)
+        if len(some) < 2:
+            return MeanLoss(mean, None, 0)
+        variance = sum((loss - mean) ** 2 for loss in some) / (len(some) - 1)
+        return MeanLoss(mean, (variance / len(some)) ** 0.5, 0)
+
+
+class Validation(TrainerCallback):
+    """Measures the loss on held-out text now and then, clean and, with MEAP, masked too.
+
+    Every process measures, so that a sharded model can; the first one's log is kept.
+    """
+
+    def __init__(self, job: Job, rows: Rows) -> None:
+        self.job, self.rows = job, rows
+        self.every = arguments.eval_every(job.settings)
+        self.trainer: Trainer | None = None
+        self.last: dict[str, MeanLoss] = {}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Validate at multiples of --eval-every and at the end."""
+        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
+            self.last = self.measure(kwargs["model"], args.device)
+            logs = {f"{kind}_loss": loss.value for kind, loss in self.last.items()}
+            assert self.trainer is not None
+            self.trainer.log(logs)
+
+    def measure(self, model: nn.Module, device: torch.device) -> dict[str, MeanLoss]:
+        """Return the losses by kind."""
+        kinds = {"valid": False}
+        if self.job.settings.ratio > 0:
+            kinds["valid_masked"] = True
+        return {
+            kind: mean_loss(
+                model,
+                self.rows,
+                make_collator(self.job, masked=masked),
+                device=device,
+                batch_size=self.job.arrangement.micro,
+                limit=_VALIDATED,
+            )
+            for kind, masked in kinds.items()
+        }
+
+
+def run(job: Job, place: Path) -> Run:
+    """Train in `place`, a run's OUT.partial, whose text has been tokenised.
+
+    Raises:
+        RunError: a loss or gradient isn't finite, memory or disk ran out.
+    """
+    settings = job.settings
+    rows = make_rows(job, TokenStore(place / TEXT))
+    steps = settings.run_steps()
+    dataset = Positions(rows, steps * settings.batch_size, settings.seed)
+    directory = place / CHECKPOINTS
+    display = Display(
+        place / METRICS,
+        tokens_a_step=settings.batch_size * settings.length,
+        progress=job.progress,
+        say=job.say,
+        tensorboard=place / "tensorboard",
+    )
+    validation = _validation(job, place)
+    trainer = _trainer(job, dataset, directory, [display, *validation])
+    for callback in validation:
+        callback.trainer = trainer
+    resumed = last_checkpoint(directory) if job.ranks.first else None
+    job.ranks.wait()  # a torn checkpoint is gone before the others look
+    if not job.ranks.first:
+        resumed = last_checkpoint(directory)
+    if resumed is not None:
+        job.say(f"resumed   at step {resumed.name.rpartition('-')[2]} of {steps}")
+    try:
+        with job.clock("train"):
+            trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
+    except (RunError, KeyboardInterrupt):
+        raise
+    finally:
+        display.close()
+    valid = validation[0].last if validation else {}
+    if validation and not valid:  # resumed at the end
+        valid = validation[0].measure(trainer.model, trainer.args.device)
+    return _finished(job, trainer, dataset, valid, place)
+
+
+def _validation(job: Job, place: Path) -> list[Validation]:
+    if not job.settings.valid:
+        return []
+    return [Validation(job, make_rows(job, TokenStore(place / VALID)))]
+
+
+def _trainer(
+    job: Job, dataset: Positions, directory: Path, callbacks: list[TrainerCallback]
+) -> Trainer:
+    settings = job.settings
+    args = arguments.training_arguments(settings, directory, job.device, job.arrangement)
+
+    def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
+        lr = settings.lr
+        assert lr is not None
+        return build_optimizer(settings.optimizer, model, lr, **settings.optimizer_options())
+
+    return Trainer(
+        job.model,
+        args,
+        dataset=dataset,
+        collate=make_collator(job),
+        make_optimizer=make_optimizer,
+        skip_nonfinite=settings.skip_nonfinite,
+        keep=settings.keep,
+        callbacks=callbacks,
+    )
+
+
+def _finished(
+    job: Job, trainer: Trainer, dataset: Positions, valid: dict[str, MeanLoss], place: Path
+) -> Run:
+    losses = [
+        (int(entry["step"]), float(entry["loss"]))
+        for entry in trainer.state.log_history
+        if "loss" in entry
+    ]
+    return Run(
+        trainer,
+        losses,
+        valid,
+        tokens_trained(dataset),
+        place / METRICS,
+        place / "tensorboard",
+        state_bytes(trainer.optimizer),
+        trainer.skipped,
+    )
+
+
+def tokens_trained(dataset: Positions) -> int:
+    """Count the input tokens of a whole run, padding left out."""
+    rows: Any = dataset.rows
+    if not hasattr(rows, "tokens"):
+        return len(dataset) * rows.length
+    whole, left = divmod(len(dataset), len(rows))
+    total = whole * sum(rows.tokens(row) for row in range(len(rows))) if whole else 0
+    places = range(len(dataset) - left, len(dataset))
+    return total + sum(rows.tokens(dataset.place(position)[0]) for position in places)
+
+
+def state_bytes(optimizer: Any) -> int:
+    """Count the bytes of an optimizer's tensors."""
+    total = 0
+    for state in optimizer.state.values():
+        for value in state.values():
+            if torch.is_tensor(value):
+                own = value.to_local() if hasattr(value, "to_local") else value
+                total += own.numel() * own.element_size()
+    return total

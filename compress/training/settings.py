@@ -1,0 +1,371 @@
+"""The options of the train-* commands: defaults, and all that can be checked before reading."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from compress.errors import RequestError, near_names
+from compress.training.sizes import PRESETS
+
+Fault = tuple[str, str]
+
+DOORS: dict[str, dict[str, Any]] = {
+    "train-spam": {
+        "optimizer": "spam",
+        "default_seqlen": 256,
+        "batch_size": 512,
+        "weight_decay": 0.0,
+    },
+    "train-meap": {
+        "objective": "meap",
+        "default_seqlen": 4096,
+        "batch_size": 256,
+        "weight_decay": 0.05,
+        "betas": (0.9, 0.95),
+    },
+    "train-mixln": {
+        "norm": "mix",
+        "default_seqlen": 256,
+        "batch_size": 512,
+        "weight_decay": 0.0,
+    },
+}
+"""Each command's defaults, those of its paper; every option can be given to every command."""
+
+OBJECTIVES = ("ntp", "meap")
+SCHEDULES = ("cosine", "linear", "constant", "wsd")
+PRECISIONS = ("float32", "bf16", "fp16", "pure-bf16")
+SFT_MODES = ("separate", "concat")
+MASK_SCOPES = ("response", "prompt", "all")
+P_SCHEDULES = ("constant", "anneal")
+INITS = ("normal", "scaled")
+
+_SPAM = ("theta", "settle", "density")
+_STABLE = ("gamma1", "gamma2", "gamma3", "adaclip", "beta_decay")
+_BOTH = ("reset_every", "bias")
+OPTIMIZER_OPTIONS: dict[str, tuple[str, ...]] = {
+    "spam": (*_BOTH, "reset_warmup", *_SPAM),
+    "stable-spam": (*_BOTH, *_STABLE),
+    "galore": ("rank",),
+    "apollo": ("rank",),
+}
+"""Which optimizer takes which of the options that not every one has."""
+
+# What a resumed run may change, since it changes neither weights nor losses.
+FREE_ON_RESUME = ("skip_nonfinite", "keep", "workers")
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Everything that decides what a train-* command does.
+
+    Attributes:
+        data: data specs of the training text.
+        sft: "PROMPT:ANSWER", columns of `data`: fine-tune on answers.
+        valid: data specs of held-out text whose loss is logged.
+        seqlen: tokens in a sequence, at most the model's limit; None is default_seqlen or that.
+        separate_documents: no attention across documents of a packed row.
+        steps, tokens: length of the run, one of the two; with a preset by default the paper's.
+        batch_size: sequences in a step over all processes.
+        micro_batch: sequences that one process computes at once; None chooses a divisor.
+        lr: peak learning rate; None takes the preset's, 1e-3 for a random start, 2e-5 else.
+        schedule, warmup, min_lr: shape of the rate; warmup below 1 is a share of the steps, min_lr
+            a share of the peak.
+        weight_decay, betas, eps: of the optimizer; eps None is its own default.
+        max_grad_norm: the gradient's norm is clipped to this; 0 is off.
+        precision: float32, bf16 or fp16 (mixed: weights stay float32), pure-bf16.
+        gradient_checkpointing, compile: trade time for memory; torch.compile the model.
+        fsdp, deepspeed: shard over processes; a DeepSpeed config file.
+        workers: processes that make batches; 0 makes them in this one.
+        objective: ntp, or meap with mask_ratio, mask_token, mask_special, p_schedule; and with sft
+            also mask_scope, min_response, sft_mode.
+        optimizer: a name of optimizers.OPTIMIZERS, with theta … rank as they apply.
+        quantise: fake-quantise linear layers in the forward pass: int4, fp4 or none.
+        norm, post_fraction: where norms stand.
+        preset, tokenizer: a model of the papers, and whose tokens it gets.
+        init, embed_std: of a random start.
+        log_every, save_every, eval_every: in steps; None chooses from the length of the run.
+        keep: checkpoints that stay on the disk.
+        skip_nonfinite: so many steps whose loss isn't finite are left out before the run ends.
+        spikes: gradient entries above this multiple of their own mean are counted; 0 is off.
+        inject: artificial spikes, KIND or KIND:RATE[:SCALE].
+        ppl … speed: what is measured before and after.
+        seed: of every random choice.
+        device, dtype: where; type of the weights in OUT.
+    """
+
+    data: tuple[str, ...] = ()
+    sft: str | None = None
+    valid: tuple[str, ...] = ()
+    seqlen: int | None = None
+    default_seqlen: int = 256
+    separate_documents: bool = False
+    steps: int | None = None
+    tokens: int | None = None
+    batch_size: int = 512
+    micro_batch: int | None = None
+    lr: float | None = None
+    schedule: str = "cosine"
+    warmup: float = 0.1
+    min_lr: float = 0.1
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float | None = None
+    max_grad_norm: float = 1.0
+    precision: str = "float32"
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    fsdp: bool = False
+    deepspeed: str | None = None
+    workers: int = 0
+    objective: str = "ntp"
+    mask_ratio: float | None = None
+    mask_token: str | None = None
+    mask_special: bool = False
+    mask_scope: str | None = None
+    min_response: int | None = None
+    sft_mode: str | None = None
+    p_schedule: str | None = None
+    optimizer: str = "adamw"
+    theta: float | None = None
+    reset_every: int | None = None
+    reset_warmup: int | None = None
+    settle: int | None = None
+    bias: str | None = None
+    density: float | None = None
+    gamma1: float | None = None
+    gamma2: float | None = None
+    gamma3: float | None = None
+    adaclip: str | None = None
+    beta_decay: str | None = None
+    rank: int | None = None
+    quantise: str = "none"
+    norm: str | None = None
+    post_fraction: float | None = None
+    preset: str | None = None
+    tokenizer: str | None = None
+    init: str = "normal"
+    embed_std: float | None = None
+    log_every: int | None = None
+    save_every: int | None = None
+    eval_every: int | None = None
+    keep: int = 2
+    skip_nonfinite: int = 0
+    spikes: float = 50.0
+    inject: str | None = None
+    ppl: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+    task_dirs: tuple[str, ...] = ()
+    limit: int | None = None
+    stride: int | None = None
+    eval_seqlen: int | None = None
+    speed: bool = False
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "auto"
+
+    @classmethod
+    def of_door(cls, door: str, options: Mapping[str, Any]) -> TrainSettings:
+        """Make the settings of a command; what is None, or not given, has the command's default.
+
+        Raises:
+            TypeError: an option that there isn't.
+        """
+        known = {f.name for f in fields(cls)}
+        for name in options:
+            if name not in known:
+                raise TypeError(f"{door} has no option `{name}`; {near_names(name, known)}")
+        given = {key: value for key, value in options.items() if value is not None}
+        for name in ("data", "valid", "ppl", "tasks", "task_dirs"):
+            if isinstance(given.get(name), str):
+                given[name] = (given[name],)
+            elif name in given:
+                given[name] = tuple(given[name])
+        return cls(**{**DOORS[door], **given})
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings as JSON types."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @property
+    def columns(self) -> tuple[str, str] | None:
+        """The prompt and answer columns of --sft."""
+        if self.sft is None:
+            return None
+        prompt, _, answer = self.sft.partition(":")
+        return prompt, answer
+
+    @property
+    def ratio(self) -> float:
+        """The mask ratio asked for, or the paper's; 0 where nothing is masked."""
+        if self.objective != "meap":
+            return 0.0
+        if self.mask_ratio is None:
+            return 0.15 if self.sft is None else 0.10
+        return self.mask_ratio
+
+    @property
+    def length(self) -> int:
+        """Tokens in a sequence."""
+        return self.default_seqlen if self.seqlen is None else self.seqlen
+
+    def optimizer_options(self) -> dict[str, Any]:
+        """The options given for the optimizer alone."""
+        every = sorted({name for names in OPTIMIZER_OPTIONS.values() for name in names})
+        given = {name: getattr(self, name) for name in every}
+        options = {name: value for name, value in given.items() if value is not None}
+        options |= {"betas": self.betas, "weight_decay": self.weight_decay}
+        return options if self.eps is None else {**options, "eps": self.eps}
+
+    def run_steps(self) -> int:
+        """Length of the run in steps."""
+        if self.steps is not None:
+            return self.steps
+        if self.tokens is not None:
+            return max(-(-self.tokens // (self.batch_size * self.length)), 1)
+        return PRESETS[self.preset].steps if self.preset else 0
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The settings that a resumed run must share."""
+        return {k: v for k, v in self.as_dict().items() if k not in FREE_ON_RESUME}
+
+    def check(self, optimizers: tuple[str, ...], norms: tuple[str, ...]) -> None:
+        """Refuse what can't be meant, all faults in one error.
+
+        Args:
+            optimizers, norms: names that `optimizer` and `norm` may have.
+
+        Raises:
+            RequestError: one or more settings are wrong.
+        """
+        faults = [
+            *self._name_faults(optimizers, norms),
+            *self._number_faults(),
+            *self._mask_faults(),
+            *self._company_faults(),
+        ]
+        if faults:
+            raise RequestError(
+                "; ".join(fault for fault, _ in faults),
+                " ".join(dict.fromkeys(hint for _, hint in faults if hint)) or None,
+            )
+
+    def _name_faults(self, optimizers: tuple[str, ...], norms: tuple[str, ...]) -> Iterator[Fault]:
+        choices = [
+            ("objective", self.objective, OBJECTIVES),
+            ("optimizer", self.optimizer, optimizers),
+            ("norm", self.norm, norms),
+            ("schedule", self.schedule, SCHEDULES),
+            ("precision", self.precision, PRECISIONS),
+            ("preset", self.preset, tuple(PRESETS)),
+            ("sft-mode", self.sft_mode, SFT_MODES),
+            ("mask-scope", self.mask_scope, MASK_SCOPES),
+            ("p-schedule", self.p_schedule, P_SCHEDULES),
+            ("init", self.init, INITS),
+            ("bias", self.bias, ("restart", "legacy")),
+            ("adaclip", self.adaclip, ("scale", "clamp")),
+            ("beta-decay", self.beta_decay, ("none", "cosine")),
+            ("quantise", self.quantise, ("none", "int4", "fp4")),
+        ]
+        for option, value, known in choices:
+            if value is not None and value not in known:
+                yield f"`--{option} {value}` isn't known", near_names(value, known) + "."
+        if self.sft is not None and not all(self.columns or ()):
+            yield f"`--sft {self.sft}` isn't PROMPT:ANSWER", "name two columns of the data."
+        if not self.data:
+            yield "no training text", "name it: `--data FILE`."
+
+    def _number_faults(self) -> Iterator[Fault]:
+        whole: tuple[str, ...] = (
+            "steps",
+            "tokens",
+            "batch_size",
+            "micro_batch",
+            "reset_every",
+            "rank",
+        )
+        whole += ("log_every", "save_every", "eval_every", "keep")
+        for name in whole:
+            yield from self._least(name, 1)
+        for name in ("workers", "reset_warmup", "settle", "min_response", "skip_nonfinite", "seed"):
+            yield from self._least(name, 0)
+        yield from self._least("seqlen", 2)
+        for name in ("lr", "eps", "theta", "embed_std"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                yield f"`{_option(name)} {value:g}` isn't a positive number", ""
+        for name in ("weight_decay", "max_grad_norm", "warmup", "spikes"):
+            value = getattr(self, name)
+            if not 0 <= value < float("inf"):
+                yield f"`{_option(name)} {value:g}` isn't 0 or more", ""
+        for name in ("min_lr", "post_fraction"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                yield f"`{_option(name)} {value:g}` is outside [0, 1]", ""
+        if self.density is not None and not 0 < self.density <= 1:
+            yield f"`--density {self.density:g}` is outside (0, 1]", "1 keeps every moment."
+        shares = [("--betas", beta) for beta in self.betas]
+        shares += [(f"--{n}", getattr(self, n)) for n in ("gamma1", "gamma2", "gamma3")]
+        for option, value in shares:
+            if value is not None and not 0 <= value < 1:
+                yield f"`{option} {value:g}` is outside [0, 1)", ""
+        if self.warmup >= 1 and self.run_steps() and self.warmup > self.run_steps():
+            yield f"`--warmup {self.warmup:g}` is longer than the run of {self.run_steps()}", ""
+        if not self.run_steps():
+            yield "no length of the run", "say `--steps N` or `--tokens N`."
+
+    def _least(self, name: str, least: int) -> Iterator[Fault]:
+        value = getattr(self, name)
+        if value is not None and value < least:
+            yield f"`{_option(name)} {value}` is less than {least}", ""
+
+    def _mask_faults(self) -> Iterator[Fault]:
+        if self.mask_ratio is not None and not 0 <= self.mask_ratio < 1:
+            yield (
+                f"`--mask-ratio {self.mask_ratio:g}` is outside [0, 1)",
+                "the paper's are 0.15, and 0.1 for fine-tuning.",
+            )
+        masking = ("mask_ratio", "mask_token", "p_schedule", "mask_scope", "sft_mode")
+        if self.objective != "meap":
+            for name in (*masking, "min_response"):
+                if getattr(self, name) is not None:
+                    yield (
+                        f"`{_option(name)}` can't act with `--objective {self.objective}`",
+                        "masks belong to `--objective meap`.",
+                    )
+            if self.mask_special:
+                yield "`--mask-special` can't act without `--objective meap`", ""
+        elif self.sft is None:
+            for name in ("mask_scope", "sft_mode", "min_response"):
+                if getattr(self, name) is not None:
+                    yield (
+                        f"`{_option(name)}` can't act without `--sft`",
+                        "it is about prompts and answers.",
+                    )
+
+    def _company_faults(self) -> Iterator[Fault]:
+        if self.steps is not None and self.tokens is not None:
+            yield "`--steps` and `--tokens` both say how long the run is", "leave one out."
+        if self.sft is not None and self.separate_documents:
+            yield "`--separate-documents` can't act with `--sft`, which packs nothing", ""
+        if self.fsdp and self.deepspeed:
+            yield "`--fsdp` and `--deepspeed` are two ways to shard", "leave one out."
+        if self.post_fraction is not None and self.norm != "mix":
+            yield (
+                f"`--post-fraction` can't act with `--norm {self.norm or 'pre'}`",
+                "it belongs to `--norm mix`.",
+            )
+        taken = OPTIMIZER_OPTIONS.get(self.optimizer, ())
+        for name in sorted({n for names in OPTIMIZER_OPTIONS.values() for n in names} - {*taken}):
+            if getattr(self, name) is not None:
+                whose = [o for o, names in OPTIMIZER_OPTIONS.items() if name in names]
+                yield (
+                    f"`{_option(name)}` can't act with `--optimizer {self.optimizer}`",
+                    f"it belongs to {' and '.join(f'`{o}`' for o in whose)}.",
+                )
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
