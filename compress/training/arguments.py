@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,6 +92,10 @@ def training_arguments(
     extra: dict[str, Any] = {}
     if settings.fsdp:
         extra |= {"fsdp": True, "fsdp_config": {"version": 2, "auto_wrap_policy": None}}
+    if settings.gradient_checkpointing:
+        known = {field.name for field in dataclasses.fields(TrainingArguments)}
+        name = "activation_checkpointing"  # its name from 5.23 on
+        extra[name if name in known else "gradient_checkpointing"] = True
     args = TrainingArguments(
         output_dir=str(directory),
         max_steps=steps,
@@ -105,7 +110,6 @@ def training_arguments(
         data_seed=settings.seed,
         bf16=settings.precision == "bf16",
         fp16=settings.precision == "fp16",
-        gradient_checkpointing=settings.gradient_checkpointing,
         torch_compile=settings.compile,
         deepspeed=settings.deepspeed,
         use_cpu=torch.device(device).type == "cpu",

@@ -22,6 +22,7 @@ from compress.reports.headers import header_line, model_line
 from compress.reports.receipt import Receipt, write_atomic, write_items
 from compress.training import finishing
 from compress.training.checkpointing import saved_checkpoints
+from compress.training.norms import fold_scaled_norms
 from compress.training.preparing import Job, Say, prepare, read_text
 from compress.training.result import TrainResult
 from compress.training.running import CHECKPOINTS, Run, run
@@ -205,8 +206,9 @@ def _follow(job: Job, output: Path) -> TrainResult:
     """Do another process's part: wait for the text, train, wait for the result."""
     job.ranks.wait()
     done = run(job, partial_path(output))
-    if job.settings.fsdp:
-        finishing.gather(done)
+    if job.settings.norm == "lns":
+        fold_scaled_norms(done.model)
+    finishing.gather(done)
     job.ranks.wait()
     job.ranks.close()
     return TrainResult(None, output)
@@ -284,7 +286,8 @@ def _describe_text(job: Job, tokens: int, documents: int) -> None:
     job.say(
         header_line(
             "data",
-            f"{', '.join(settings.data)}, {tokens:,} tokens in {documents:,} documents",
+            f"{', '.join(settings.data)}, {tokens:,} tokens in {documents:,} document"
+            + "s" * (documents != 1),
             f"read {epochs:.2g} times" if not settings.sft else "",
             f"validation {', '.join(settings.valid)}" if settings.valid else "",
         )

@@ -46,6 +46,11 @@ class Encoded(NamedTuple):
     answer: int = -1
 
 
+def _tokenised(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    """Token ids of texts, without special tokens and without advice on their length."""
+    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+
+
 def encode_documents(
     specs: Sequence[DataSpec], tokenizer: Any, *, role: str = "calibration"
 ) -> Iterator[tuple[list[Encoded], int]]:
@@ -59,11 +64,11 @@ def encode_documents(
     """
     begin = begin_token(tokenizer)
     end = getattr(tokenizer, "eos_token_id", None)
-    final = [end] if end is not None else tokenizer("\n\n", add_special_tokens=False)["input_ids"]
+    final = [end] if end is not None else _tokenised(tokenizer, ["\n\n"])[0]
     fresh = True
     for chunk, read in _chunks(specs, role):
         texts = [piece.text for piece in chunk]
-        encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        encoded = _tokenised(tokenizer, texts)
         parts = []
         for piece, ids in zip(chunk, encoded):
             parts.append(Encoded((begin if fresh else []) + ids + final * piece.ends, fresh))
@@ -123,8 +128,8 @@ def encode_samples(
         for first in range(0, len(pairs), 256):
             some = pairs[first : first + 256]
             opened = [p if not p or p[-1].isspace() else p + "\n" for p, _ in some]
-            asked = tokenizer(opened, add_special_tokens=False)["input_ids"]
-            told = tokenizer([a for _, a in some], add_special_tokens=False)["input_ids"]
+            asked = _tokenised(tokenizer, opened)
+            told = _tokenised(tokenizer, [a for _, a in some])
             yield (
                 [
                     Encoded(begin + p + a + final, True, len(begin) + len(p))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from compress.checkpoints.census import census
@@ -28,16 +29,21 @@ def save_model(job: Job, done: Run, directory: Path) -> None:
 
     Weights have the dtype that --dtype names; without it, that of the source, or of the training.
     """
-    model = done.model
+    model: Any = done.model
     if job.settings.norm == "lns":
         fold_scaled_norms(model)
     dtype = resolve_dtype(job.settings.dtype)
     if dtype is None and job.start.source is not None:
         dtype = job.start.source.dtype
-    model = model.to("cpu", dtype) if dtype is not None else model.to("cpu")
+    whole = gather(done)
+    if whole is None:
+        model.to("cpu") if dtype is None else model.to("cpu", dtype)
+    elif dtype is not None:
+        whole = {k: v.to(dtype) if v.is_floating_point() else v for k, v in whole.items()}
+        model.config.dtype = dtype
     model.config.use_cache = True  # the Trainer turns it off
-    with writing(directory):
-        model.save_pretrained(directory)
+    with writing(directory), without_bars():
+        model.save_pretrained(directory, state_dict=whole)
         if job.start.companions:
             copy_companions(job.start.companions, directory)
         else:
@@ -48,6 +54,18 @@ def save_model(job: Job, done: Run, directory: Path) -> None:
         if done.tensorboard.is_dir():
             shutil.copytree(done.tensorboard, directory / "tensorboard")
         loss_png(directory / "loss.png", read_metrics(done.metrics), job.start.name)
+
+
+def gather(done: Run) -> dict[str, Tensor] | None:
+    """Bring the shards of a model together on the first process; None where it isn't sharded.
+
+    Every process must call it.
+    """
+    trainer = done.trainer
+    assert trainer is not None
+    if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        return None
+    return trainer.accelerator.get_state_dict(trainer.model_wrapped)
 
 
 def _suppress(model: PreTrainedModel, mask: int, directory: Path) -> None:

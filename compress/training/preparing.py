@@ -1,4 +1,4 @@
-"""All that a run needs before it writes anything: model, text, evaluation, checked and in memory."""
+"""All that a run needs before it writes: model, text and evaluation, checked and in memory."""
 
 from __future__ import annotations
 

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
-from compress.errors import RunError
 from compress.training import arguments
 from compress.training.checkpointing import last_checkpoint
 from compress.training.data import Positions, Rows, TokenStore
@@ -18,6 +17,7 @@ from compress.training.display import METRICS, Display
 from compress.training.losses import MeanLoss, mean_loss
 from compress.training.optimizers import build_optimizer
 from compress.training.preparing import Job, make_collator, make_rows
+from compress.training.quiet import without_bars
 from compress.training.trainer import Trainer
 
 CHECKPOINTS = "checkpoints"
@@ -142,15 +142,14 @@ def run(job: Job, place: Path) -> Run:
     if resumed is not None:
         job.say(f"resumed   at step {resumed.name.rpartition('-')[2]} of {steps}")
     try:
-        with job.clock("train"):
+        with job.clock("train"), without_bars():
             trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
-    except (RunError, KeyboardInterrupt):
-        raise
     finally:
         display.close()
     valid = validation[0].last if validation else {}
     if validation and not valid:  # resumed at the end
-        valid = validation[0].measure(trainer.model, trainer.args.device)
+        placed: Any = trainer.model
+        valid = validation[0].measure(placed, trainer.args.device)
     return _finished(job, trainer, dataset, valid, place)
 
 

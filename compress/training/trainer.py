@@ -90,19 +90,21 @@ class Trainer(transformers.Trainer):
             self.optimizer = self._make_optimizer(placed)
         return super().create_optimizer(model)
 
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> Any:
+        """Make the scheduler, of an optimizer whose step can be left out."""
+        if self.lr_scheduler is None:
+            _make_skippable(self.optimizer, self._take_skip)
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def _take_skip(self) -> bool:
+        skip, self._skip = self._skip, False
+        return skip
+
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         prepared = super()._prepare_for_training(*args, **kwargs)
         check_sharded(self.args, prepared[0])
-        optimizer: Any = self.optimizer
-        step = optimizer.step
-
-        def step_unless_skipped(*inner: Any, **named: Any) -> Any:
-            if self._skip:
-                self._skip = False
-                return None
-            return step(*inner, **named)
-
-        optimizer.step = step_unless_skipped
         self.skipped = sum("skipped" in entry for entry in self.state.log_history)
         return prepared
 
@@ -210,6 +212,16 @@ class Trainer(transformers.Trainer):
             place = Path(resume_from_checkpoint)
             built: Any = self.model
             checkpointing.load_weights(built, place, self.args.device)
+
+
+def _make_skippable(optimizer: Any, skip: Callable[[], bool]) -> None:
+    """Let an optimizer's step do nothing when `skip` says so."""
+    step = optimizer.step
+
+    def step_unless_skipped(*args: Any, **kwargs: Any) -> Any:
+        return None if skip() else step(*args, **kwargs)
+
+    optimizer.step = step_unless_skipped
 
 
 def check_sharded(args: TrainingArguments, model: nn.Module) -> None:
