@@ -21,6 +21,7 @@ from compress.training.display import METRICS, loss_png, read_metrics
 from compress.training.losses import MeanLoss
 from compress.training.norms import fold_scaled_norms
 from compress.training.preparing import Job
+from compress.training.quiet import without_bars
 from compress.training.running import Run
 
 

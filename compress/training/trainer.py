@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import MethodType
 from typing import Any, Protocol
 
 import torch
@@ -218,10 +219,10 @@ def _make_skippable(optimizer: Any, skip: Callable[[], bool]) -> None:
     """Let an optimizer's step do nothing when `skip` says so."""
     step = optimizer.step
 
-    def step_unless_skipped(*args: Any, **kwargs: Any) -> Any:
+    def step_unless_skipped(self: Any, *args: Any, **kwargs: Any) -> Any:
         return None if skip() else step(*args, **kwargs)
 
-    optimizer.step = step_unless_skipped
+    optimizer.step = MethodType(step_unless_skipped, optimizer)  # schedulers want a method
 
 
 def check_sharded(args: TrainingArguments, model: nn.Module) -> None:
