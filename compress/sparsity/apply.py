@@ -18,8 +18,10 @@ from compress.checkpoints.source import Source
 from compress.checkpoints.walk import open_writer, walk
 from compress.checkpoints.workspace import Workspace, copy_companions, writing
 from compress.checkpoints.zeros import has_packed, write_zeros
+from compress.errors import RequestError
 from compress.progress import Progress
 from compress.sparsity.pruner import STREAM, OutlierMeter, Pruner, Target
+from compress.sparsity.refit_block import DENSE
 from compress.sparsity.settings import AlphaPruneSettings
 
 DENSE_NOTE = (
@@ -68,7 +70,14 @@ def prune(
         true_sequential=settings.propagate == "true-sequential",
         stored=dtype or source.dtype,
         notes_file=workspace.path / "notes.jsonl",
+        channel_permutation=settings.channel_permutation,
+        block_refit=settings.block_refit,
     )
+    if settings.block_refit and len(batches) < 2:
+        raise RequestError(
+            f"`--refit block` holds calibration batches out: {len(batches)} is too few, 2 needed",
+            "use more --samples or a smaller --batch-size",
+        )
     writer = open_writer(workspace.path / "parts", source, dtype=dtype)
     report = walk(
         source,
@@ -77,7 +86,7 @@ def prune(
         writer,
         device=device,
         dtype=running if running != source.dtype else None,
-        streams=(STREAM,),
+        streams=(STREAM, DENSE) if settings.block_refit else (STREAM,),
         progress=_renamed(progress, "prune"),
         resume=True,  # a new workspace has no parts
         propagate="dense" if settings.propagate == "dense" else "edited",

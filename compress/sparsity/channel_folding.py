@@ -91,9 +91,7 @@ class Folding:
             ]
             self._try(runs, found)
 
-    def statistic(
-        self, name: str, value: Tensor | Moments | None
-    ) -> Tensor | Moments | None:
+    def statistic(self, name: str, value: Tensor | Moments | None) -> Tensor | Moments | None:
         """A statistic of a matrix's inputs in the order that they have now."""
         order = self._columns.get(name)
         if order is None or value is None:

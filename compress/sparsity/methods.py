@@ -15,7 +15,7 @@ from compress.sparsity.dsnot import dsnot_mask
 from compress.sparsity.layer import Pruned, join
 from compress.sparsity.masks import magnitude_mask, nm_mask, wanda_mask_counts, wanda_score
 from compress.sparsity.refit import refit_cg, refit_exact
-from compress.sparsity.ria import ria_mask
+from compress.sparsity.ria import ria_mask, ria_score
 from compress.sparsity.sparsegpt import sparsegpt
 
 Statistic = type[ColumnNorms] | type[ColumnMoments] | type[Gram]
@@ -120,12 +120,12 @@ def refit(layer: Layer, pruned: Pruned, gram: Tensor, how: str) -> Pruned:
 
 
 def prune_layer(layer: Layer, method: str, how: str, statistics: dict[Statistic, Any]) -> Pruned:
-    """Prune one matrix, and refit it unless `how` is "none".
+    """Prune one matrix, and refit it where `how` is a refit of matrices.
 
     Args:
         layer: the matrix.
         method: a name of METHODS.
-        how: a name of REFITS, or "none".
+        how: a name of REFITS; anything else leaves the values (a block is refitted as a whole).
         statistics: finished statistics of its inputs, None where no token reached it; such a
             matrix is pruned by magnitude, and a note says so.
     """
@@ -135,11 +135,30 @@ def prune_layer(layer: Layer, method: str, how: str, statistics: dict[Statistic,
         )
     statistic, function = METHODS[method]
     pruned = function(layer, statistics[statistic] if statistic else None)
-    return pruned if how == "none" else refit(layer, pruned, statistics[Gram], how)
+    return refit(layer, pruned, statistics[Gram], how) if how in REFITS else pruned
 
 
 def statistics_needed(method: str, how: str) -> tuple[Statistic, ...]:
     """What must be collected for a method and a refit."""
     found = METHODS[method].statistic
     needed = () if found is None else (found,)
-    return needed if how == "none" or Gram in needed else (*needed, Gram)
+    return (*needed, Gram) if how in REFITS and Gram not in needed else needed
+
+
+def channel_score(method: str, weight: Tensor, statistics: dict[Statistic, Any]) -> Tensor | None:
+    """The score by which a method's channels are permuted, [out, in]; None where no token came.
+
+    |W| for magnitude, RIA's for ria, Wanda's for all others: what the solvers go by changes while
+    they solve.
+    """
+    statistic = METHODS[method].statistic
+    if statistic is None:
+        return weight.float().abs()
+    found = statistics[statistic]
+    if found is None:
+        return None
+    if statistic is Gram:
+        norms = found.diagonal().clamp(min=0).sqrt()
+    else:
+        norms = found.norm if isinstance(found, Moments) else found
+    return ria_score(weight, norms) if method == "ria" else wanda_score(weight, norms)

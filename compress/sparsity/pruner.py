@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,12 +12,21 @@ from torch import Tensor
 
 from compress.calibration.statistics import ColumnNorms
 from compress.checkpoints.anatomy import Block, Matrix
+from compress.checkpoints.replay import BlockRuns
 from compress.checkpoints.walk import BlockWeights
-from compress.checkpoints.workspace import writing
 from compress.errors import RequestError
 from compress.sparsity.allocators import OWL_MULTIPLE, outlier_share
+from compress.sparsity.channel_folding import Folding
+from compress.sparsity.journal import Journal
 from compress.sparsity.masks import wanda_score
-from compress.sparsity.methods import Layer, Statistic, prune_layer, statistics_needed
+from compress.sparsity.methods import (
+    Layer,
+    Statistic,
+    channel_score,
+    prune_layer,
+    statistics_needed,
+)
+from compress.sparsity.refit_block import BlockRefit, refit_block
 
 STREAM = "pruned"
 TRUE_SEQUENTIAL = (
@@ -112,6 +120,10 @@ class Pruner:
         stream: the walk's stream that it prunes.
         pool: statistics shared with the pruners of other streams: while two streams are equal,
             what their matrices read is accumulated once. None is a pool of its own.
+        channel_permutation: matrices with a pattern get the order of channels in which it keeps
+            most, where their producers can take it.
+        block_refit: how all kept weights of a block are refitted in the end; the walk then carries
+            the stream `dense` beside. None leaves them.
     """
 
     def __init__(
@@ -127,6 +139,8 @@ class Pruner:
         notes_file: Path | None = None,
         stream: str = STREAM,
         pool: Pool | None = None,
+        channel_permutation: bool = False,
+        block_refit: BlockRefit | None = None,
     ) -> None:
         self.targets = targets
         self.method = method
@@ -135,10 +149,13 @@ class Pruner:
         self.block_size = block_size
         self.true_sequential = true_sequential
         self.stored = stored
-        self.notes_file = notes_file
-        self._notes: list[str] = []
-        self._by_block: dict[str, list[str]] = {}
         self.stream = stream
+        self.block_refit = block_refit
+        patterns = {name: target.pattern for name, target in targets.items()}
+        self._folding = Folding(stream, patterns) if channel_permutation else None
+        self._runs: BlockRuns | None = None
+        self._notes: list[str] = []
+        self._journal = Journal(notes_file)
         pool = {} if pool is None else pool
         self._statistics = {
             kind: pool.setdefault(kind, InputStatistics(kind))
@@ -163,35 +180,49 @@ class Pruner:
         for statistic in self._statistics.values():
             statistic.add(self._key(matrix.name), found)
 
+    def replay(self, runs: BlockRuns) -> None:
+        """Take the trial runs of a block that is about to be edited."""
+        self._runs = runs
+
     def edit(self, block: Block, names: Sequence[str], weights: BlockWeights) -> None:
         """Prune the matrices of one stage in place."""
         for name in names:
-            view = weights.view(name, self.stream)
-            if not bool(view.isfinite().all()):
+            if not bool(weights.read(name, self.stream).isfinite().all()):
                 raise RequestError(f"`{name}` holds NaN or Inf", "repair or re-download the model")
-            self._prune(name, view, self.targets[name])
+        if self._folding is not None and self._runs is not None:
+            self._folding.arrange(
+                self._runs, names, lambda name: self._channel_score(name, weights)
+            )
+        for name in names:
+            self._prune(name, weights.view(name, self.stream), self.targets[name])
 
     def finish(self, block: Block, weights: BlockWeights) -> None:
-        """Drop the block's statistics and keep its notes."""
+        """Refit the block if asked to, drop its statistics and keep its notes."""
         for statistic in self._statistics.values():
             statistic.clear()
-        if self._notes:
-            self._by_block[block.name] = self._notes
-            if self.notes_file is not None:
-                line = json.dumps({"block": block.name, "notes": self._notes})
-                with writing(self.notes_file), self.notes_file.open("a", encoding="utf-8") as file:
-                    file.write(line + "\n")
-            self._notes = []
+        found: dict[str, Any] = {"notes": self._notes}
+        pruned = [
+            m for m in block.matrices if m.name in self.targets and self.targets[m.name].zeros
+        ]
+        if self.block_refit is not None and self._runs is not None and pruned:
+            found["refit"] = refit_block(
+                self._runs, pruned, self.stream, self.block_refit, self.stored
+            )
+        if self._folding is not None:
+            found |= {"permuted": self._folding.gains, "in_order": self._folding.in_order}
+            self._folding.clear()
+        self._journal.add(block.name, found)
+        self._notes, self._runs = [], None
 
     def notes(self) -> tuple[str, ...]:
-        """What was odd, those of an interrupted run included; a block pruned twice counts once."""
-        found = {}
-        if self.notes_file is not None and self.notes_file.is_file():
-            for line in self.notes_file.read_text(encoding="utf-8").splitlines():
-                if line.endswith("}"):  # a kill may leave half a line, of a block not yet written
-                    entry = json.loads(line)
-                    found[entry["block"]] = entry["notes"]
-        return tuple(note for notes in {**found, **self._by_block}.values() for note in notes)
+        """What was odd, those of an interrupted run included."""
+        return self._journal.lines()
+
+    def _channel_score(self, name: str, weights: BlockWeights) -> Tensor | None:
+        return channel_score(self.method, weights.read(name, self.stream), self._finished(name))
+
+    def _finished(self, name: str) -> dict[Statistic, Any]:
+        return {kind: found.get(self._key(name)) for kind, found in self._statistics.items()}
 
     def _key(self, name: str) -> str:
         """Under which name a matrix's statistics are kept: streams of one pool have their own."""
@@ -208,7 +239,9 @@ class Pruner:
             self.damp,
             self.block_size,
         )
-        statistics = {kind: found.get(self._key(name)) for kind, found in self._statistics.items()}
+        statistics = self._finished(name)
+        if self._folding is not None:
+            statistics = {k: self._folding.statistic(name, v) for k, v in statistics.items()}
         pruned = prune_layer(layer, self.method, self.refit, statistics)
         if pruned.note:
             self._notes.append(f"{name}: {pruned.note}")

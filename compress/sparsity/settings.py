@@ -8,9 +8,10 @@ from typing import Any
 
 from compress.errors import RequestError
 from compress.sparsity.patterns import parse_pattern
+from compress.sparsity.refit_block import BlockRefit
 
 METHODS = ("magnitude", "wanda", "sparsegpt", "ria", "admm", "alps", "dsnot")
-REFITS = ("none", "exact", "cg")
+REFITS = ("none", "exact", "cg", "block")
 ALLOCATIONS = ("alpha", "uniform", "owl")
 FORMATS = ("dense", "bitmask")
 PROPAGATION = ("pruned", "dense", "true-sequential")
@@ -24,12 +25,14 @@ class AlphaPruneSettings:
         sparsity: fraction of the blocks' weights to remove, in [0, 1).
         method: how weights are chosen in a matrix, one of METHODS.
         refit: how the weights that a mask keeps get new values, one of REFITS.
+        refit_steps, refit_lr: of the refit of whole blocks: steps of Adam and learning rate.
         allocation: how much each matrix loses: alpha, uniform or owl.
         metric: shape metric of the alpha allocation, a name of spectra.METRICS.
         epsilon: half the spread of the ratios around 1 (alpha), in [0, 1).
         granularity: one share per `block` or per `matrix` (alpha).
         pattern: "N:M", keep N of every M consecutive inputs; the shares are then equal. "mixed:M"
             gives each matrix the N that its share is nearest to.
+        channel_permutation: reorder the channels inside blocks so that the pattern keeps more.
         min_sparsity, max_sparsity: bounds of each matrix's share.
         skip: globs of module names that stay as they are.
         calib: data spec of the calibration text.
@@ -49,11 +52,14 @@ class AlphaPruneSettings:
     sparsity: float | None = None
     method: str = "wanda"
     refit: str = "none"
+    refit_steps: int = 100
+    refit_lr: float = 1e-4
     allocation: str | None = None
     metric: str = "alpha_peak"
     epsilon: float = 0.3
     granularity: str = "block"
     pattern: str | None = None
+    channel_permutation: bool = False
     min_sparsity: float = 0.0
     max_sparsity: float = 0.99
     skip: tuple[str, ...] = ()
@@ -111,7 +117,14 @@ class AlphaPruneSettings:
     @property
     def needs_inputs(self) -> bool:
         """Whether pruning needs the inputs of the matrices."""
-        return self.method != "magnitude" or self.refit != "none"
+        return self.method != "magnitude" or self.refit != "none" or self.channel_permutation
+
+    @property
+    def block_refit(self) -> BlockRefit | None:
+        """How whole blocks are refitted, or None."""
+        if self.refit != "block":
+            return None
+        return BlockRefit(self.refit_steps, self.refit_lr, self.seed)
 
     @property
     def needs_data(self) -> bool:
@@ -127,7 +140,12 @@ class AlphaPruneSettings:
         Raises:
             RequestError: one or more settings are wrong.
         """
-        faults = [*self._name_faults(metrics), *self._number_faults(), *self._pattern_faults()]
+        faults = [
+            *self._name_faults(metrics),
+            *self._number_faults(),
+            *self._pattern_faults(),
+            *self._replay_faults(),
+        ]
         if faults:
             raise RequestError(
                 "; ".join(fault for fault, _ in faults),
@@ -173,6 +191,34 @@ class AlphaPruneSettings:
                 faults.append((f"`--{option} {value}` is less than 1", ""))
         if not self.damp > 0:
             faults.append((f"`--damp {self.damp:g}` isn't positive", "the default is 0.01."))
+        return faults
+
+    def _replay_faults(self) -> list[tuple[str, str]]:
+        """What can't be meant of the options that run blocks again."""
+        faults = []
+        if self.channel_permutation and self.pattern is None:
+            faults.append(
+                (
+                    "`--channel-permutation` has no `--pattern`: only inside its groups does the "
+                    "order of channels matter",
+                    "add `--pattern 2:4`.",
+                )
+            )
+        for option, asked in (
+            ("--refit block", self.refit == "block"),
+            ("--channel-permutation", self.channel_permutation),
+        ):
+            if asked and self.propagate == "dense":
+                faults.append(
+                    (
+                        f"`{option}` runs blocks again, which `--propagate dense` has done with",
+                        "use `--propagate pruned`.",
+                    )
+                )
+        if self.refit_steps < 1:
+            faults.append((f"`--refit-steps {self.refit_steps}` is less than 1", ""))
+        if not 0 < self.refit_lr < float("inf"):
+            faults.append((f"`--refit-lr {self.refit_lr:g}` isn't positive", ""))
         return faults
 
     def _pattern_faults(self) -> list[tuple[str, str]]:

@@ -272,7 +272,7 @@ def test_a_refit_leaves_the_mask_of_the_first_block_and_lowers_its_error(
 
 def test_every_method_and_refit_that_settings_allow_has_a_function():
     assert tuple(methods.METHODS) == METHODS
-    assert ("none", *methods.REFITS) == REFITS
+    assert ("none", *methods.REFITS, "block") == REFITS  # blocks are refitted as a whole
 
 
 def test_alpha_gives_more_zeros_to_blocks_with_a_larger_metric(checkpoint, prune):
