@@ -36,6 +36,9 @@ HEADS = {
     "mixtral": "MixtralForCausalLM",
     "qwen2_moe": "Qwen2MoeForCausalLM",
     "bert": "BertForMaskedLM",
+    "mistral": "MistralForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gpt_neox": "GPTNeoXForCausalLM",
 }
 
 
@@ -227,6 +230,47 @@ CASES: dict[str, Case] = {
     "post_norm qwen2": Case(tiny("qwen2"), {"model.layers.0": {"kind": "post_norm"}}),
     "post_norm mixtral": Case(tiny("mixtral"), {"model.layers.0": {"kind": "post_norm"}}),
     "post_norm gpt2": Case(tiny("gpt2"), {"transformer.h.2": {"kind": "post_norm"}}),
+    "branch_norm mistral": Case(tiny("mistral"), {"model.layers.1": {"kind": "branch_norm"}}),
+    "deep_norm qwen3": Case(
+        tiny("qwen3"), {f"model.layers.{i}": {"kind": "deep_norm", "layers": 4} for i in range(4)}
+    ),
+    "post_norm gpt_neox": Case(
+        tiny("gpt_neox", use_parallel_residual=False), {"gpt_neox.layers.0": {"kind": "post_norm"}}
+    ),
+    "sandwich_norm gpt2": Case(
+        tiny("gpt2"),
+        {
+            "transformer.h.0": {"kind": "sandwich_norm", "entry": 1},
+            "transformer.h.1": {"kind": "sandwich_norm"},
+        },
+    ),
+    "sandwich_norm llama": Case(
+        tiny("llama"), {f"model.layers.{i}": {"kind": "sandwich_norm"} for i in range(3)}
+    ),
+    "layer_scale llama": Case(tiny("llama"), {"model.layers.2": {"kind": "layer_scale"}}),
+    "scaled_norm qwen2": Case(
+        tiny("qwen2"),
+        {
+            "model.layers.1.input_layernorm": {"kind": "scaled_norm", "depth": 2},
+            "model.layers.2.post_attention_layernorm": {"kind": "scaled_norm", "depth": 3},
+        },
+    ),
+    "scaled_norm gemma2": Case(
+        tiny("gemma2"), {"model.layers.1.input_layernorm": {"kind": "scaled_norm", "depth": 2}}
+    ),
+    "scaled_norm gpt2": Case(
+        tiny("gpt2"), {"transformer.h.2.ln_2": {"kind": "scaled_norm", "depth": 3}}
+    ),
+    "normed_input llama": Case(
+        tiny("llama"),
+        {
+            ATTENTION.format(0, "o"): {"kind": "normed_input"},
+            MLP.format(0, "down"): {"kind": "normed_input"},
+        },
+    ),
+    "normed_input gpt2": Case(
+        tiny("gpt2"), {"transformer.h.0.attn.c_proj": {"kind": "normed_input"}}
+    ),
     "bitmask llama": Case(
         tiny("llama", attention_bias=True),
         {ATTENTION.format(0, "q"): BITMASK, MLP.format(2, "down"): BITMASK},

@@ -14,8 +14,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from compress.checkpoints import edits
+from compress.checkpoints.edits.blocks import is_placed
 from compress.checkpoints.edits.lowrank import LowRank
-from compress.checkpoints.edits.post_norm import is_post_norm
+from compress.checkpoints.edits.scaled_norm import can_fold, fold, is_scaled
 from compress.checkpoints.record import config_of, forget, packed_here
 from compress.checkpoints.save import Workspace, check_output, copy_companions, writing
 from compress.checkpoints.source import Source, open_source
@@ -159,13 +160,13 @@ def to_stock(model: PreTrainedModel) -> list[str]:
 
 
 def multiply_out(model: PreTrainedModel, progress: Progress = silent) -> tuple[list[str], float]:
-    """Replace each low-rank module by the stock one that it stands for.
+    """Replace each low-rank module by the stock one that it stands for, and fold scaled norms.
 
     The product is computed in float64 and rounded to the model's dtype.
 
     Returns:
-        The names of the modules replaced, and the largest relative rounding error of a weight:
-        ||rounded - product|| / ||product||.
+        The names of the low-rank modules replaced, and the largest relative rounding error of a
+        weight: ||rounded - product|| / ||product||.
 
     Raises:
         RequestError: an edit of another kind, or another size, is in the way; nothing is changed.
@@ -176,7 +177,12 @@ def multiply_out(model: PreTrainedModel, progress: Progress = silent) -> tuple[l
     names = list(edits.resolve(model, config.modules, foreign_heads=True).values())
     plain = _plain_skeleton(model)
     pairs = [name for name in names if isinstance(model.get_submodule(name), LowRank)]
-    _check_sayable(model, plain, [name for name in names if not _inside(name, pairs)])
+    norms = [name for name in names if is_scaled(model.get_submodule(name))]
+    norms = [name for name in norms if can_fold(model.get_submodule(name))]
+    rest = [name for name in names if name not in norms and not _inside(name, pairs)]
+    _check_sayable(model, plain, rest)
+    for name in norms:
+        fold(model.get_submodule(name))
     worst = 0.0
     for done, name in enumerate(pairs):
         progress("multiply out", done, len(pairs), name)
@@ -225,7 +231,8 @@ def _check_sayable(model: PreTrainedModel, plain: PreTrainedModel, names: Iterab
         name
         for name in names
         if name not in known
-        or is_post_norm(model.get_submodule(name))
+        or is_placed(model.get_submodule(name))
+        or is_scaled(model.get_submodule(name))
         or _shapes(model.get_submodule(name)) != _shapes(plain.get_submodule(name))
     ]
     if bad:
@@ -233,8 +240,8 @@ def _check_sayable(model: PreTrainedModel, plain: PreTrainedModel, names: Iterab
         listed = ", ".join(f"`{name}`" for name in bad[:_NAMED])
         raise RequestError(
             f"a stock {type(model).__name__} can't hold the edits of {listed}{more}",
-            "load the checkpoint after `import compress` instead; only low-rank modules and sizes "
-            "that config.json can spell have a stock form",
+            "load the checkpoint after `import compress` instead; only low-rank modules, scaled "
+            "norms and sizes that config.json can spell have a stock form",
         )
 
 
@@ -268,16 +275,18 @@ class _Stock:
         self.modules: list[str] = []
         self.products: list[str] = []
         self.packed: list[str] = []
+        self.norms: list[str] = []
         self.rounding = 0.0
         edited = getattr(source.config, "quantization_config", None) is not None
         self.model = source.load() if edited else None
         if self.model is not None:
             config = config_of(self.model)
             packed = packed_here(self.model, config) if config else []
+            self.norms = [name for name, part in self.model.named_modules() if is_scaled(part)]
             self.products, self.rounding = multiply_out(self.model, progress)
             self.packed = [name for name in packed if not _inside(name, self.products)]
             forget(self.model)
-            self.modules = list(dict.fromkeys([*self.products, *self.packed]))
+            self.modules = list(dict.fromkeys([*self.products, *self.norms, *self.packed]))
 
     def write(self, workspace: Workspace) -> None:
         """Save the model, or copy the files of one that is stock already."""
@@ -294,6 +303,10 @@ class _Stock:
             return ("It is stock already: copied file by file.",)
         notes = ["Gained: it loads everywhere, without this package."]
         growth = after.bytes / before.bytes if before.bytes else 1.0
+        if self.norms:
+            notes.append(
+                f"The factors of {len(self.norms)} scaled norms lie in their weights, rounded once."
+            )
         if self.packed:
             notes.append(
                 f"Lost: the zeros of {len(self.packed)} modules are stored again "

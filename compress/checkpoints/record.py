@@ -25,7 +25,9 @@ def record(model: PreTrainedModel, made: Mapping[str, edits.Fields]) -> None:
     if not made:
         return
     config = config_of(model) or CompressConfig()
-    gone = tuple(f"{name}." for name, fields in made.items() if fields["kind"] != "post_norm")
+    gone = tuple(
+        f"{name}." for name, fields in made.items() if not edits.KINDS[fields["kind"]].in_place
+    )
     config.modules = {
         name: fields
         for name, fields in config.modules.items()

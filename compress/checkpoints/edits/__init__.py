@@ -7,13 +7,29 @@ model that was edited. One file a kind: what it looks like on disk, and the modu
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from compress.checkpoints.edits import bitmask, conv, dense_mlp, linear, lowrank, norm, post_norm
+from compress.checkpoints.edits import (
+    bitmask,
+    branch_norm,
+    conv,
+    deep_norm,
+    dense_mlp,
+    layer_scale,
+    linear,
+    lowrank,
+    norm,
+    normed_input,
+    post_norm,
+    sandwich_norm,
+    scaled_norm,
+)
 from compress.checkpoints.edits.base import Fields, Kind
 from compress.errors import RequestError, near_names
 
@@ -21,7 +37,10 @@ __all__ = ["KINDS", "Fields", "Kind", "apply", "check", "resolve", "spellings", 
 
 KINDS: dict[str, Kind] = {
     module.KIND.name: module.KIND
-    for module in (bitmask, conv, dense_mlp, linear, lowrank, norm, post_norm)
+    for module in (
+        *(bitmask, branch_norm, conv, deep_norm, dense_mlp, layer_scale, linear, lowrank, norm),
+        *(normed_input, post_norm, sandwich_norm, scaled_norm),
+    )
 }
 
 
@@ -49,11 +68,12 @@ def apply(model: PreTrainedModel, edits: Mapping[str, Fields]) -> None:
     config = config_of(model)
     for name, fields in (config.modules if config else {}).items():
         for here in spellings(model, name):
-            if wanted.get(here, {}).get("kind") == "bitmask" != fields["kind"]:
+            kind = wanted.get(here, {}).get("kind", fields["kind"])
+            if kind != fields["kind"] and (kind == "bitmask" or KINDS[fields["kind"]].in_place):
                 raise RequestError(
                     f"edit of `{here}`: it has one of kind `{fields['kind']}` already, and no room "
-                    "for `bitmask`",
-                    "leave it out: it stays dense",
+                    f"for `{kind}`",
+                    "leave it out: it stays as it is",
                 )
             if wanted.get(here, {}).get("kind") == "lowrank":  # narrowed before: it still is
                 size = {key: value for key, value in fields.items() if key in ("in", "out")}
@@ -134,22 +154,32 @@ def swap(model: PreTrainedModel, edits: Mapping[str, Fields]) -> list[str]:
         RequestError: an edit that its module can't have; the model is then as it was.
     """
     order = sorted(edits, key=lambda name: (name.count("."), name))
-    done: list[tuple[str, nn.Module, type[nn.Module]]] = []
+    done: list[tuple[str, nn.Module, type[nn.Module], dict[str, Any]]] = []
     try:
         for name in order:
             old = _existing(model, name)
             _check_free(model, name, old)
-            done.append((name, old, type(old)))
+            done.append((name, old, type(old), _state(old)))
             new = KINDS[edits[name]["kind"]].make(old, edits[name], name)
             if new is not old:
                 _settle(old, new)
                 model.set_submodule(name, new)
     except BaseException:
-        for name, old, cls in reversed(done):
+        for name, old, cls, state in reversed(done):
             old.__class__ = cls
+            old.__dict__.clear()
+            old.__dict__.update(state)
             model.set_submodule(name, old)
         raise
     return order
+
+
+def _state(module: nn.Module) -> dict[str, Any]:
+    """Return a module's own tables of parts and parameters, by which it can be put back."""
+    return {
+        key: copy.copy(value) if isinstance(value, dict) else value
+        for key, value in vars(module).items()
+    }
 
 
 def _existing(model: PreTrainedModel, name: str) -> nn.Module:

@@ -25,12 +25,15 @@ class Kind:
             parameters are new: whoever asks for the edit fills them, or the checkpoint does.
         required: fields that the edit must have. All fields are whole numbers from 1.
         optional: fields that it may have; left out, the old module's own size stands.
+        in_place: the module keeps its parts, edited ones among them, and its weights; it then has
+            no room for an edit of another kind.
     """
 
     name: str
     make: Callable[[nn.Module, Fields, str], nn.Module] = field(repr=False)
     required: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    in_place: bool = False
 
     def check(self, fields: Fields, where: str) -> None:
         """Refuse fields that this kind doesn't know, lacks, or that are no positive numbers.
