@@ -86,6 +86,7 @@ def load_weights(model: PreTrainedModel, checkpoint: Path, device: str | torch.d
     stored = tensorfiles.stored_tensors(checkpoint)
     mapping = [*get_model_conversion_mapping(model), *record.load_conversions(model)]
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+    saving = vars(model).get("_weight_conversions")
     loaded = load_tensors(
         model,
         tensorfiles.read_tensors(stored, list(stored)),
@@ -93,6 +94,9 @@ def load_weights(model: PreTrainedModel, checkpoint: Path, device: str | torch.d
         dtype=dtype,
         device=device,
     )
+    vars(model).pop("_weight_conversions", None)  # what the loader used, by which saves would go
+    if saving is not None:
+        model._weight_conversions = saving
     tied = getattr(model, "all_tied_weights_keys", None) or {}
     shared = {*tied, *tied.values()}
     unsaved = set(model._keys_to_ignore_on_save or ())
@@ -104,6 +108,15 @@ def load_weights(model: PreTrainedModel, checkpoint: Path, device: str | torch.d
         )
     if tied:
         model.tie_weights()
-    with torch.no_grad():
-        for parameter in model.parameters():  # off the file, which rotation removes
-            parameter.data = parameter.data.clone()
+    off_the_file(model)
+
+
+@torch.no_grad()
+def off_the_file(model: PreTrainedModel) -> None:
+    """Copy memory-mapped weights into memory of their own.
+
+    Rotation removes the file; and where a map leaves a weight misaligned, kernels may choose
+    another order of sums, so that a resumed run would differ in the last bit.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()

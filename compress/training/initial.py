@@ -24,6 +24,7 @@ from compress.checkpoints.source import Source, open_source
 from compress.checkpoints.tensorfiles import read_json
 from compress.errors import RequestError, near_names
 from compress.training.byte_tokens import byte_tokenizer
+from compress.training.checkpointing import off_the_file
 from compress.training.objectives.mask_token import (
     MaskToken,
     choose_mask_token,
@@ -243,6 +244,7 @@ def build_model(start: Start, settings: TrainSettings) -> PreTrainedModel:
     dtype = torch.bfloat16 if settings.precision == "pure-bf16" else torch.float32
     if start.source is not None:
         model = start.source.load(dtype)
+        off_the_file(model)
         if start.mask is not None:
             give_embedding(model, start.mask, len(start.tokenizer))
         return model
