@@ -36,9 +36,10 @@ def config(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def text(tmp_path_factory):
-    """A .jsonl file of 40 documents, about 7000 tokens."""
+    """A .jsonl file of 40 documents, about 7000 tokens; beside it valid.txt, about 200."""
     place = tmp_path_factory.mktemp("text") / "text.jsonl"
     place.write_text("".join(json.dumps({"text": words(35, i)}) + "\n" for i in range(40)))
+    place.with_name("valid.txt").write_text(words(40, 99))
     return place
 
 

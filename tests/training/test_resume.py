@@ -89,7 +89,7 @@ def alone(config, text, tmp_path_factory):
 
 def job(config, text, place, resume=False, **more):
     options = {
-        "data": str(text), "valid": str(text), "steps": 6, "batch_size": 4, "micro_batch": 2,
+        "data": str(text), "valid": str(text.with_name("valid.txt")), "steps": 6, "batch_size": 4, "micro_batch": 2,
         "seqlen": 24, "lr": 1e-2, "optimizer": "adamw", "log_every": 1, "save_every": 2,
         "eval_every": 3, "device": "cpu", "objective": "meap", "resume": resume, **more,
     }  # fmt: skip
