@@ -4,6 +4,7 @@ import json
 import random
 
 import pytest
+
 import tiny_models
 
 CONFIG = {

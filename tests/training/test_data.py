@@ -7,9 +7,9 @@ import pickle
 
 import numpy as np
 import pytest
-import tiny_models
 import torch
 
+import tiny_models
 from compress.data.specs import load_documents, parse_spec
 from compress.data.streaming import iter_documents
 from compress.errors import RequestError

@@ -89,9 +89,9 @@ def alone(config, text, tmp_path_factory):
 
 def job(config, text, place, resume=False, **more):
     options = {
-        "data": str(text), "valid": str(text.with_name("valid.txt")), "steps": 6, "batch_size": 4, "micro_batch": 2,
-        "seqlen": 24, "lr": 1e-2, "optimizer": "adamw", "log_every": 1, "save_every": 2,
-        "eval_every": 3, "device": "cpu", "objective": "meap", "resume": resume, **more,
+        "data": str(text), "valid": str(text.with_name("valid.txt")), "steps": 6,
+        "batch_size": 4, "micro_batch": 2, "seqlen": 24, "lr": 1e-2, "optimizer": "adamw",
+        "log_every": 1, "save_every": 2, "eval_every": 3, "device": "cpu", "objective": "meap", "resume": resume, **more,
     }  # fmt: skip
     return lambda progress: train_spam(config, place, progress=progress, **options)
 
@@ -119,8 +119,9 @@ def test_losses_don_t_depend_on_where_logs_fall(config, text, tmp_path):
 
 
 def test_dropout_resumes_too(text, tmp_path):
-    import tiny_models
     import transformers
+
+    import tiny_models
 
     source = tmp_path / "gpt2"
     config = transformers.GPT2Config(
@@ -140,9 +141,8 @@ def test_dropout_resumes_too(text, tmp_path):
 @pytest.mark.parametrize("arch", ["llama", "mixtral"])
 def test_an_edited_checkpoint_resumes(arch, text, tmp_path):
     """Low-rank modules and the guard come back: the stock Trainer would leave them as they were."""
-    import tiny_models
-
     import compress
+    import tiny_models
     from compress.checkpoints import edits
 
     model = tiny_models.build(arch)
