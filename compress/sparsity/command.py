@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from compress.checkpoints.plan import Plan, read_plan
 from compress.checkpoints.save import load, save
 from compress.checkpoints.source import Source, open_source
 from compress.checkpoints.workspace import Workspace, check_output
+from compress.data.batches import given_batches
 from compress.data.packing import CalibrationReport, prepare_calibration
 from compress.errors import RequestError, near_names
 from compress.evaluation.measures import (
@@ -80,6 +81,7 @@ def alpha_prune(
     revision: str | None = None,
     token: str | None = None,
     trust_remote_code: bool = False,
+    batches: Sequence[Mapping[str, Any]] | None = None,
     before: Measures | None = None,
     progress: Progress = silent,
     say: Say = lambda text: None,
@@ -97,6 +99,8 @@ def alpha_prune(
         overwrite: replace a non-empty output, at the end.
         tokenizer: of a model in memory, where text is read.
         revision, token, trust_remote_code: of a Hub model.
+        batches: calibration batches to use instead of the text of `calib`: keyword arguments of the
+            model's forward, one mapping a batch, such as `{"pixel_values": …}`.
         before: measures of the dense model, to spare measuring it again.
         progress, say: told where the job stands; say gets lines for the reader.
         options: fields of AlphaPruneSettings, such as sparsity, method, calib, ppl.
@@ -126,7 +130,7 @@ def alpha_prune(
             job = _open_job(source, settings, progress, clock)
         say(_describe_model(job))
         with clock("measure"):
-            _load_data(job, say)
+            _load_data(job, batches, say)
             made = _make_plan(job, plan)
         say(_describe_plan(made, settings, given=plan is not None))
         if plan_out is not None:
@@ -187,10 +191,14 @@ def _open_job(
     return _Job(source, settings, anatomy, matrices, request, device, progress, clock)
 
 
-def _load_data(job: _Job, say: Say) -> None:
-    """Read and pack the calibration text, where one is needed at all."""
+def _load_data(job: _Job, batches: Sequence[Mapping[str, Any]] | None, say: Say) -> None:
+    """Take the batches given, or read and pack the calibration text, where one is needed at all."""
     settings = job.settings
     if not settings.needs_data:
+        return
+    if batches is not None:
+        job.batches, job.data = given_batches(batches)
+        say(header_line("data", f"{job.data.windows} samples in {len(batches)} batches", ""))
         return
     tokenizer = job.source.tokenizer()
     if tokenizer is None:
