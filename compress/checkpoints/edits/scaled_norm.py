@@ -110,7 +110,8 @@ def _offset(norm: Any) -> float | None:
 def _run(norm: Any, parameters: dict[str, Tensor], probe: Tensor) -> Tensor:
     """Run the stock norm on other parameters."""
     twin = copy.copy(norm)
-    twin._parameters = {name: nn.Parameter(value) for name, value in parameters.items()}
+    drawn = {name: nn.Parameter(value) for name, value in parameters.items()}
+    twin._parameters = {**norm._parameters, **drawn}  # a bias of None stays
     twin.__class__ = _stock(type(norm))
     with torch.no_grad():
         return twin.forward(probe).double()
