@@ -14,8 +14,7 @@ import torch
 
 from compress.errors import RequestError
 from compress.evaluation.perplexity import Perplexity
-
-LEVEL = 0.05  # a difference is called larger than its noise below this p
+from compress.numerics.significance import LEVEL, mcnemar, paired
 
 
 @dataclass(frozen=True)
@@ -104,32 +103,26 @@ def compare_items(before: Mapping[str, float], after: Mapping[str, float]) -> Di
 
 def _matched_proportions(gained: int, lost: int, n: int) -> Difference:
     """Compare right-or-wrong outcomes of which `gained` turned right and `lost` turned wrong."""
-    from scipy import stats
+    from scipy.special import ndtri
 
     # Half an item in each of four cells: n + 2 items, n_01 + 1/2 and n_10 + 1/2 changed.
     size = n + 2
     centre = (gained - lost) / size
     changed = (gained + lost + 1) / size
-    half = float(stats.norm.ppf(0.975)) * math.sqrt(max(changed - centre**2, 0.0) / size)
+    half = float(ndtri(0.975)) * math.sqrt(max(changed - centre**2, 0.0) / size)
     interval = (max(centre - half, -1.0), min(centre + half, 1.0))
-    moved = gained + lost
-    p = float(stats.binomtest(gained, moved, 0.5).pvalue) if moved else 1.0
-    return Difference((gained - lost) / n, interval, p, n)
+    return Difference((gained - lost) / n, interval, mcnemar(gained, lost), n)
 
 
 def _paired_t(
     differences: torch.Tensor,
 ) -> tuple[float, tuple[float, float] | None, float | None]:
     """Return the mean, its 95 % interval and p by the t distribution; None for one pair."""
-    from scipy import stats
+    from scipy.special import stdtrit
 
     n = len(differences)
-    mean = float(differences.mean())
-    if n < 2:
-        return mean, None, None
-    error = float(differences.std()) / math.sqrt(n)
-    if error == 0.0:  # every pair differs by the same amount
-        return mean, (mean, mean), 1.0 if mean == 0 else 0.0
-    half = float(stats.t.ppf(0.975, n - 1)) * error
-    p = float(2 * stats.t.sf(abs(mean) / error, n - 1))
-    return mean, (mean - half, mean + half), p
+    test = paired([0.0] * n, differences.tolist())
+    if test is None:
+        return float(differences.mean()), None, None
+    half = float(stdtrit(n - 1, 0.975)) * test.stderr
+    return test.difference, (test.difference - half, test.difference + half), test.p

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from compress.numerics.significance import LEVEL, Test, holm, matched, mean_of, paired, unpaired
 from compress.reports import formats as fmt
 from compress.reports.runs import Run
-from compress.reports.significance import LEVEL, Test, holm, matched, mean_of, paired, unpaired
 
 MEAN_FROM = 3  # so many tasks are shown as their mean
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from compress.errors import RequestError
+from compress.numerics.significance import paired
 from compress.reports.compare import report
 from compress.reports.receipt import Receipt, write_items
-from compress.reports.significance import paired
 
 TASKS = ("arc", "boolq", "piqa")
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from compress.reports.significance import Test as Difference
-from compress.reports.significance import holm, matched, mcnemar, mean_of, paired, unpaired
+from compress.numerics.significance import Test as Difference
+from compress.numerics.significance import holm, matched, mcnemar, mean_of, paired, unpaired
 
 
 def test_the_paired_test_is_scipys():

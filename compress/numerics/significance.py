@@ -1,7 +1,4 @@
-"""Is a run better than another, or is it noise? Tests on stored outcomes or on standard errors.
-
-Definitions are those of evaluation's paired comparison; this room can't import that one.
-"""
+"""Is a run better than another, or is it noise? Tests on outcomes or on standard errors."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-LEVEL = 0.05
+LEVEL = 0.05  # a difference is called larger than its noise below this p
 
 
 class Test(NamedTuple):
