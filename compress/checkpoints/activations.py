@@ -7,7 +7,7 @@ differ, which is how a stream forks; a dropped stream's forwards are ended.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -25,6 +25,8 @@ from compress.errors import RunError
 
 OnBlock = Callable[[Block, str, int, Any], None]
 """Called with a block, a stream, a batch's number and what the block returned."""
+OnOutput = Callable[[str, int, Any], None]
+"""Called with a stream, a batch's number and what the model returned."""
 
 
 class Activations:
@@ -39,6 +41,8 @@ class Activations:
         blocks: names of the blocks, in order.
         device: where the model is.
         on_block: told of every block output that is passed on.
+        on_output: told of what the model returns, as soon as it does; it isn't kept.
+        observed: so many of the batches, the first ones, are observed; None is all.
 
     Attributes:
         model: the model.
@@ -54,13 +58,16 @@ class Activations:
         blocks: Sequence[str],
         device: torch.device,
         on_block: OnBlock | None = None,
+        on_output: OnOutput | None = None,
+        observed: int | None = None,
     ) -> None:
         self.streams = list(streams)
         self.block_runs = 0
         self.model = model
         self._groups = [list(streams)]
         self._order = {name: index for index, name in enumerate(blocks)}
-        self._on_block = on_block
+        self._on_block, self._on_output = on_block, on_output
+        self._observed = len(batches) if observed is None else observed
         self._gates = Gates(model, blocks)
         self._paddings = [BatchPadding(batch, model, device) for batch in batches]
         options = without_cache(model)
@@ -85,8 +92,9 @@ class Activations:
 
     def start(self) -> None:
         """Bring every forward to its first block."""
-        for forward in self._all():
-            forward.advance()
+        for stream, forwards in self._forwards.items():
+            for index in range(len(forwards)):
+                self._advance(stream, index, None)
 
     def next_block(self) -> str | None:
         """Return the earliest block at which a forward waits, None once all are done."""
@@ -114,6 +122,8 @@ class Activations:
         finite, gathering = FiniteCheck(block.name), Gathering(observer, units)
         with InputTaps(self.model, matrices, gathering.seen) as taps:
             for index in self._waiting(units, block.name):
+                if index >= self._observed:
+                    continue
                 padding = self._paddings[index]
                 own = padding.own(block.name)
                 for unit in units:
@@ -124,6 +134,8 @@ class Activations:
                     if pass_on:
                         self._answer(block, unit, index, output, finite)
                 gathering.flush()
+        if pass_on:
+            self._pass(weights, units, finite, first=self._observed)
         finite.verify()
 
     def propagate(self, weights: BlockWeights) -> None:
@@ -132,14 +144,16 @@ class Activations:
         Raises:
             RunError: an output isn't finite; names the block.
         """
-        block = weights.block
-        finite = FiniteCheck(block.name)
+        finite = FiniteCheck(weights.block.name)
         self._groups = self._units(weights)
-        for index in self._waiting(self._groups, block.name):
-            for unit in self._groups:
-                call = self._call(unit[0], index, block.name)
-                self._answer(block, unit, index, self._run(weights, unit, call), finite)
+        self._pass(weights, self._groups, finite)
         finite.verify()
+
+    def end_observed(self) -> None:
+        """End the forwards of the batches that are observed: nobody needs what follows."""
+        for forwards in self._forwards.values():
+            for forward in forwards[: self._observed]:
+                forward.cancel()
 
     def drop(self, stream: str) -> None:
         """End a stream."""
@@ -148,13 +162,6 @@ class Activations:
         self._groups = [group for group in groups if group]
         for forward in self._forwards.pop(stream):
             forward.cancel()
-
-    def outputs(self) -> Iterator[tuple[str, int, Any]]:
-        """Yield (stream, batch, the model's output) of the finished forwards, each once."""
-        for stream in self.streams:
-            for index, forward in enumerate(self._forwards[stream]):
-                output, forward.output = forward.output, None
-                yield stream, index, output
 
     def shareable(self, stream: str) -> bool:
         """Return whether a stream may take over another's output.
@@ -166,8 +173,8 @@ class Activations:
         return not any(isinstance(value, dict | list | Cache) for value in values)
 
     def waiting(self, block: str) -> list[int]:
-        """Return the batches that wait at the block; usually all."""
-        return self._waiting(self._groups, block)
+        """Return the observed batches that wait at the block; usually all."""
+        return [i for i in self._waiting(self._groups, block) if i < self._observed]
 
     def rehearse(
         self,
@@ -202,6 +209,16 @@ class Activations:
     def _all(self) -> list[Forward]:
         return [forward for forwards in self._forwards.values() for forward in forwards]
 
+    def _pass(
+        self, weights: BlockWeights, units: list[list[str]], finite: FiniteCheck, first: int = 0
+    ) -> None:
+        """Run the block on the batches from `first` on that wait there, and let them go on."""
+        block = weights.block
+        for index in self._waiting(units, block.name):
+            for unit in units if index >= first else []:
+                call = self._call(unit[0], index, block.name)
+                self._answer(block, unit, index, self._run(weights, unit, call), finite)
+
     def _waiting(self, units: list[list[str]], block: str) -> list[int]:
         """Return the batches that wait at the block; usually all."""
         return [
@@ -235,7 +252,16 @@ class Activations:
         for stream in unit:
             if self._on_block is not None:
                 self._on_block(block, stream, index, output)
-            self._forwards[stream][index].advance(output)
+            self._advance(stream, index, output)
+
+    def _advance(self, stream: str, index: int, answer: object) -> None:
+        """Let a forward go on; what the model returns at its end is handed over at once."""
+        forward = self._forwards[stream][index]
+        forward.advance(answer)
+        if forward.call is None:
+            output, forward.output = forward.output, None
+            if self._on_output is not None:
+                self._on_output(stream, index, output)
 
     def _units(self, weights: BlockWeights) -> list[list[str]]:
         """Return the streams grouped by equal inputs and equal weights of this block."""

@@ -36,6 +36,11 @@ class BlockStore:
         self._writers = writers
         self._loaded: BlockWeights | None = None
 
+    @property
+    def written(self) -> set[str]:
+        """The streams whose blocks are written."""
+        return set(self._writers)
+
     def clear(self) -> None:
         """Remove what earlier runs wrote."""
         for writer in self._writers.values():

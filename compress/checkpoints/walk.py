@@ -7,16 +7,16 @@ are in memory (`loader`), and each finished block is on disk before the next is 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from compress.checkpoints.activations import Activations, OnBlock
+from compress.checkpoints.activations import Activations, OnBlock, OnOutput
 from compress.checkpoints.anatomy import Block, Matrix, read_anatomy
 from compress.checkpoints.block_store import BlockStore, Finished
 from compress.checkpoints.block_weights import BlockWeights
@@ -26,10 +26,14 @@ from compress.checkpoints.loader import BlockLoader, skeleton
 from compress.checkpoints.replay import BlockRuns, Replaying
 from compress.checkpoints.shards import ShardWriter
 from compress.checkpoints.source import Source
-from compress.errors import RequestError, near_names
+from compress.errors import RequestError, RunError, near_names
 from compress.progress import Progress, silent
 
-__all__ = ["BlockWeights", "Method", "WalkReport", "open_writer", "walk"]
+__all__ = ["BlockWeights", "Method", "NotKept", "WalkReport", "open_writer", "walk"]
+
+
+class NotKept(RunError):
+    """A model calls a block again that was edited and not written."""
 
 
 class Method(Protocol):
@@ -112,7 +116,8 @@ def walk(
     resume: bool = False,
     propagate: Literal["edited", "dense"] = "edited",
     on_block: OnBlock | None = None,
-    on_output: Callable[[str, int, Any], None] | None = None,
+    on_output: OnOutput | None = None,
+    held_out: Sequence[dict[str, Tensor]] = (),
 ) -> WalkReport:
     """Run `method` over every block of a model, one block in memory at a time.
 
@@ -132,13 +137,16 @@ def walk(
         propagate: "edited" gives each block what the edited blocks before it produce, in one pass
             more per block; "dense" gives it what the model as loaded produces.
         on_block: called with (block, stream, batch, the block's output) of each passing on.
-        on_output: called with (stream, batch, the model's output). Without it the model isn't run
-            beyond what the edits need.
+        on_output: called with (stream, batch, the model's output), as soon as there is one. Without
+            it the model isn't run beyond what the edits need.
+        held_out: further batches, which run through the same blocks but are never observed; their
+            numbers follow those of `batches`. With them on_output hears of no other batch.
 
     Raises:
         RequestError: the method names matrices that aren't there or can't be observed; two streams
             have one name; a weight can't be loaded.
         RunError: an activation isn't finite; names the block.
+        NotKept: the model calls a block again that a stream without a writer has edited.
     """
     if len(set(streams)) != len(streams) or not streams:
         raise RequestError(f"stream names must be unique: {', '.join(streams) or 'none given'}")
@@ -152,17 +160,21 @@ def walk(
     )
     run = _Walk(blocks, method, BlockStore(loader, writers), list(streams), progress)
     run.resume, run.dense, run.last_needed = resume, propagate == "dense", bool(on_block)
+    run.last_needed |= on_output is not None
+    run.held_only = bool(held_out)
+    everything = [*batches, *held_out]
     with torch.no_grad():
-        if batches:
+        if everything:
             run.check_observable()
             with run.timed("load"):
                 loader.load_rest()
+            names = [block.name for block in blocks]
             activations = Activations(
-                model, batches, streams, [b.name for b in blocks], loader.device, on_block
+                model, everything, streams, names, loader.device, on_block, on_output, len(batches)
             )
             with activations:
-                run.with_data(activations, on_output)
-            run.report.passes = activations.block_runs / (len(batches) * len(blocks))
+                run.with_data(activations)
+            run.report.passes = activations.block_runs / (len(everything) * len(blocks))
         run.without_data(edit=not batches)
     return run.report
 
@@ -173,6 +185,7 @@ class _Walk:
     resume = False
     dense = False
     last_needed = False  # somebody looks at the last block's output
+    held_only = False  # and that only of the batches that are not observed
 
     def __init__(
         self,
@@ -186,6 +199,7 @@ class _Walk:
         self.method, self.store, self.streams, self.progress = method, store, streams, progress
         self.report = WalkReport()
         self.visited: set[str] = set()
+        self.edited: set[tuple[str, str]] = set()
         self.stages = {block.name: self._stages(block) for block in blocks}
 
     def check_observable(self) -> None:
@@ -194,19 +208,13 @@ class _Walk:
         matrices = [m for block in self.blocks.values() for m in block.matrices]
         check_observable(self.store.loader.model, [m for m in matrices if m.name in staged])
 
-    def with_data(
-        self, activations: Activations, on_output: Callable[[str, int, Any], None] | None
-    ) -> None:
+    def with_data(self, activations: Activations) -> None:
         """Visit blocks in the order in which the model calls them."""
-        self.last_needed |= on_output is not None
         if not self.resume:
             self.store.clear()
         activations.start()
         while (name := activations.next_block()) and not self._nothing_left():
             self._visit(self.blocks[name], activations)
-        if on_output is not None:
-            for output in activations.outputs():
-                on_output(*output)
 
     def without_data(self, *, edit: bool) -> None:
         """Write the blocks that no batch has reached, edited or as they are, and all the rest."""
@@ -248,17 +256,21 @@ class _Walk:
                 passed_on = not self._nothing_left()
                 self._collect(weights, everything, activations, pass_on=passed_on)
             self._edit(weights, stages, None if self.dense else activations)
+            self.edited |= {(block.name, s) for s in weights.streams if weights.differs(s)}
             self._write(weights)
         else:
             with self.timed("load"):
                 load = self.store.load if self.dense else self.store.load_edited
                 weights = load(block, self.streams)
+            self._check_kept(weights)
             for stream in (finished.dropped if finished else set()) & set(self.streams):
                 weights.drop(stream)
         for stream in weights.dropped & set(self.streams):
             activations.drop(stream)
             self.streams = list(activations.streams)
         if not passed_on and not self._nothing_left():
+            if self.held_only and len(self.visited) == len(self.blocks):
+                activations.end_observed()
             with self.timed("propagate"):
                 activations.propagate(weights)
         self._sample_memory()
@@ -292,6 +304,17 @@ class _Walk:
         if matrices or pass_on:
             with self.timed("collect"):
                 activations.collect(weights, matrices, self.method, pass_on=pass_on)
+
+    def _check_kept(self, weights: BlockWeights) -> None:
+        """Raise NotKept where a stream's edits of a block that runs again are lost."""
+        block = weights.block.name
+        lost = [s for s in weights.streams if (block, s) in self.edited and not weights.differs(s)]
+        if lost and not self.dense and not set(lost) <= self.store.written:
+            raise NotKept(
+                f"`{block}` runs more than once, and nothing keeps what stream `{lost[0]}` made "
+                "of it",
+                "give every stream of the walk a writer",
+            )
 
     def _nothing_left(self) -> bool:
         """Return whether what the model would still compute is of no use to anybody."""
