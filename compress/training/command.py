@@ -6,6 +6,7 @@ one, in every combination.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,7 @@ def train(
     _describe(job)
     if not job.ranks.first:
         return _follow(job, Path(output))
+    made = _missing_parents(Path(output))
     with Workspace.open(
         output,
         overwrite=overwrite,
@@ -138,6 +140,9 @@ def train(
         except RequestError:
             if not saved_checkpoints(workspace.path / CHECKPOINTS):
                 workspace.discard()  # the request was wrong: there is nothing to resume
+                for parent in made:
+                    with contextlib.suppress(OSError):
+                        parent.rmdir()
             raise
 
 
@@ -165,6 +170,11 @@ def _prepare(
         say=(lambda text: None) if quiet else say,
         **source,
     )
+
+
+def _missing_parents(output: Path) -> list[Path]:
+    """Return the directories that making `output` makes as well, the innermost first."""
+    return [parent for parent in output.absolute().parents if not parent.exists()]
 
 
 def _fingerprint(job: Job) -> dict[str, Any]:
@@ -206,8 +216,7 @@ def _follow(job: Job, output: Path) -> TrainResult:
     """Do another process's part: wait for the text, train, wait for the result."""
     job.ranks.wait()
     done = run(job, partial_path(output))
-    if job.settings.norm == "lns":
-        fold_scaled_norms(done.model)
+    fold_scaled_norms(done.model)
     finishing.gather(done)
     job.ranks.wait()
     job.ranks.close()
@@ -273,7 +282,7 @@ def _describe(job: Job) -> None:
         header_line(
             "plan",
             f"{objective}, {settings.optimizer}, lr {settings.lr:g}, {clip}",
-            f"norms {settings.norm}" if settings.norm else "",
+            f"norms {job.placement.norm}" if settings.norm else "",
             f"{settings.run_steps():,} steps of {settings.batch_size} × {settings.length} tokens, "
             f"seed {settings.seed}",
         )

@@ -31,8 +31,7 @@ def save_model(job: Job, done: Run, directory: Path) -> None:
     Weights have the dtype that --dtype names; without it, that of the source, or of the training.
     """
     model: Any = done.model
-    if job.settings.norm == "lns":
-        fold_scaled_norms(model)
+    fold_scaled_norms(model)
     dtype = resolve_dtype(job.settings.dtype)
     if dtype is None and job.start.source is not None:
         dtype = job.start.source.dtype
@@ -125,6 +124,7 @@ def training_entry(job: Job, done: Run) -> dict[str, Any]:
         "objective": settings.objective,
         "max_grad_norm": settings.max_grad_norm,
         "lr": settings.lr,
+        "norms": job.placement.as_receipt(),
         "processes": job.ranks.count,
         "micro_batch": job.arrangement.micro,
         "accumulation": job.arrangement.accumulation,

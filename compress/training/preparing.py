@@ -28,7 +28,7 @@ from compress.training.data import (
     write_store,
 )
 from compress.training.initial import Start, build_model, open_start
-from compress.training.norms import NORMS, place_norms
+from compress.training.norms import NORMS, Placement, place_norms, placement_of
 from compress.training.objectives import (
     MaskedAnswerCollator,
     MaskedNextTokenCollator,
@@ -38,6 +38,7 @@ from compress.training.objectives import (
 from compress.training.optimizers import OPTIMIZERS
 from compress.training.packed import check_separation
 from compress.training.ranks import Ranks
+from compress.training.schedule import warmup_steps
 from compress.training.settings import P_SCHEDULES, TrainSettings
 from compress.training.sizes import PRESETS
 
@@ -59,6 +60,7 @@ class Job:
     settings: TrainSettings
     start: Start
     model: PreTrainedModel
+    placement: Placement
     request: Request
     ranks: Ranks
     device: str
@@ -103,13 +105,23 @@ def prepare(
             start.source.check_finite(progress)
         check_text(settings, start.tokenizer)
         built = build_model(start, settings)
-        if settings.norm is not None:
-            options = {} if settings.norm != "mix" else {"post_fraction": settings.post_fraction}
-            place_norms(built, settings.norm, **{k: v for k, v in options.items() if v is not None})
+        placement = _place_norms(built, settings, start)
         if settings.separate_documents:
             check_separation(built)
     return Job(
-        door, settings, start, built, request, ranks, device, arrangement, progress, say, clock
+        door,
+        settings,
+        start,
+        built,
+        placement,
+        request,
+        ranks,
+        device,
+        arrangement,
+        progress,
+        say,
+        clock,
+        list(placement.warnings),
     )
 
 
@@ -128,6 +140,22 @@ def _fill_in(settings: TrainSettings, start: Start) -> TrainSettings:
             f"use `--seqlen {limit}` or less",
         )
     return replace(settings, lr=lr, seqlen=min(settings.length, limit or settings.length))
+
+
+def _place_norms(model: PreTrainedModel, settings: TrainSettings, start: Start) -> Placement:
+    """Place the norms where that is asked for, else look how they stand."""
+    if settings.norm is None:
+        return placement_of(model)
+    steps = settings.run_steps()
+    options = {} if settings.post_fraction is None else {"post_fraction": settings.post_fraction}
+    return place_norms(
+        model,
+        settings.norm,
+        **options,
+        fresh=start.fresh,
+        seed=settings.seed,
+        warmup=warmup_steps(settings.warmup, steps) / steps,
+    )
 
 
 def _check_evaluation(settings: TrainSettings, start: Start) -> Request:
@@ -165,23 +193,37 @@ def check_text(settings: TrainSettings, tokenizer: Any) -> None:
     """Look into the texts as far as it takes to see that they give a sequence.
 
     Raises:
-        RequestError: a text can't be read, or is shorter than a sequence.
+        RequestError: a text can't be read, or gives none.
     """
     for option, role in (("data", "calibration"), ("valid", "evaluation")):
         given = getattr(settings, option)
-        if not given:
-            continue
-        specs = parse_spec(given)
-        needed = 2 if settings.sft else settings.length + 1
-        found = count_at_least(encoded(settings, specs, tokenizer, role), needed)
-        if found < needed:
-            name = ",".join(given)
-            if settings.sft:
-                raise RequestError(f"`--{option} {name}` holds no sample with an answer")
-            raise RequestError(
-                f"`--{option} {name}` holds {found} tokens, and one sequence takes {needed}",
-                f"use a longer text, or `--seqlen {max(found - 1, 2)}` or less",
-            )
+        if given:
+            parts = encoded(settings, parse_spec(given), tokenizer, role)
+            check = _check_samples if settings.sft else _check_length
+            check(f"`--{option} {','.join(given)}`", parts, settings.length)
+
+
+def _check_length(name: str, parts: Iterator[tuple[list[Encoded], int]], length: int) -> None:
+    found = count_at_least(parts, length + 1)
+    if found <= length:
+        raise RequestError(
+            f"{name} holds {found} tokens, and one sequence takes {length + 1}",
+            f"use a longer text, or `--seqlen {max(found - 1, 2)}` or less",
+        )
+
+
+def _check_samples(name: str, parts: Iterator[tuple[list[Encoded], int]], length: int) -> None:
+    samples = 0
+    for chunk, _ in parts:
+        if any(sample.answer < length for sample in chunk):
+            return
+        samples += len(chunk)
+    if not samples:
+        raise RequestError(f"{name} holds no sample with an answer")
+    raise RequestError(
+        f"{name} has no prompt shorter than a sequence of {length} tokens ({samples} samples)",
+        "use a longer `--seqlen`",
+    )
 
 
 def read_text(job: Job, directory: Path, role: str = "calibration") -> TokenStore:
@@ -211,11 +253,7 @@ def read_text(job: Job, directory: Path, role: str = "calibration") -> TokenStor
 
 
 def make_rows(job: Job, store: TokenStore, *, plain: bool = False) -> Rows:
-    """Return a store's rows: packed documents, or samples, with masked copies unless plain.
-
-    Raises:
-        RequestError: there is not one.
-    """
+    """Return a store's rows: packed documents, or samples, with masked copies unless plain."""
     settings = job.settings
     rows: Rows
     if settings.sft is not None:
@@ -230,11 +268,6 @@ def make_rows(job: Job, store: TokenStore, *, plain: bool = False) -> Rows:
     else:
         rows = PackedRows(
             store, settings.length, ahead=job.ahead, separate=settings.separate_documents
-        )
-    if len(rows) == 0:
-        what = "a prompt shorter than" if settings.sft else "as many tokens as"
-        raise RequestError(
-            f"no text has {what} a sequence of {settings.length} tokens", "use another `--seqlen`"
         )
     return rows
 

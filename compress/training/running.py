@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from compress.training import arguments
 from compress.training.checkpointing import last_checkpoint
-from compress.training.data import Positions, Rows, TokenStore
+from compress.training.data import Positions, TokenStore
 from compress.training.display import METRICS, Display
 from compress.training.losses import MeanLoss, mean_loss
 from compress.training.optimizers import build_optimizer
@@ -80,8 +80,11 @@ class Validation(TrainerCallback):
     Every process measures, so that a sharded model can; the first one's log is kept.
     """
 
-    def __init__(self, job: Job, rows: Rows) -> None:
-        self.job, self.rows = job, rows
+    def __init__(self, job: Job, store: TokenStore) -> None:
+        self.job = job
+        self.rows = {"valid": make_rows(job, store, plain=True)}
+        if job.settings.ratio > 0:
+            self.rows["valid_masked"] = make_rows(job, store)
         self.every = arguments.eval_every(job.settings)
         self.trainer: Trainer | None = None
         self.last: dict[str, MeanLoss] = {}
@@ -96,19 +99,16 @@ class Validation(TrainerCallback):
 
     def measure(self, model: nn.Module, device: torch.device) -> dict[str, MeanLoss]:
         """Return the losses by kind."""
-        kinds = {"valid": False}
-        if self.job.settings.ratio > 0:
-            kinds["valid_masked"] = True
         return {
             kind: mean_loss(
                 model,
-                self.rows,
-                make_collator(self.job, masked=masked),
+                rows,
+                make_collator(self.job, masked=kind == "valid_masked"),
                 device=device,
                 batch_size=_WIDER * self.job.arrangement.micro,
                 limit=_VALIDATED,
             )
-            for kind, masked in kinds.items()
+            for kind, rows in self.rows.items()
         }
 
 
@@ -155,7 +155,7 @@ def run(job: Job, place: Path) -> Run:
 def _validation(job: Job, place: Path) -> list[Validation]:
     if not job.settings.valid:
         return []
-    return [Validation(job, make_rows(job, TokenStore(place / VALID)))]
+    return [Validation(job, TokenStore(place / VALID))]
 
 
 def _trainer(

@@ -91,7 +91,8 @@ def job(config, text, place, resume=False, **more):
     options = {
         "data": str(text), "valid": str(text.with_name("valid.txt")), "steps": 6,
         "batch_size": 4, "micro_batch": 2, "seqlen": 24, "lr": 1e-2, "optimizer": "adamw",
-        "log_every": 1, "save_every": 2, "eval_every": 3, "device": "cpu", "objective": "meap", "resume": resume, **more,
+        "log_every": 1, "save_every": 2, "eval_every": 3, "device": "cpu",
+        "objective": "meap", "resume": resume, **more,
     }  # fmt: skip
     return lambda progress: train_spam(config, place, progress=progress, **options)
 
