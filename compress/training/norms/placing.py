@@ -12,7 +12,6 @@ from compress.checkpoints import edits
 from compress.checkpoints.anatomy import Anatomy, Block, read_anatomy
 from compress.checkpoints.edits import blocks
 from compress.checkpoints.edits.scaled_norm import is_scaled
-from compress.checkpoints.record import config_of
 from compress.errors import RequestError, near_names
 from compress.training.norms.finding import check_pre_norm
 from compress.training.norms.folding import unfold_scaled_norms
@@ -88,24 +87,24 @@ def place_norms(
             "such as --post-fraction 0.25",
         )
     anatomy = read_anatomy(model)
-    wanted = _edits(model, anatomy, norm, post_fraction)
-    found = _placed(model, anatomy)
-    warnings = [] if found else _warnings(model, anatomy, norm, wanted, fresh)
-    if not found:
-        if norm == "lns":
-            unfolded = unfold_scaled_norms(model, wanted)
-            warnings = [] if unfolded else warnings
+    found = placement_of(model)
+    warnings = []
+    if set(found.layers) == {"pre"}:
+        wanted = _edits(model, anatomy, norm, post_fraction)
+        warnings = _warnings(model, anatomy, norm, wanted, fresh)
+        if norm == "lns" and unfold_scaled_norms(model, wanted):
+            warnings = []
         gain = NORMS[norm].gain
         start = plan_start(model, anatomy, gain) if fresh and gain is not None else {}
         edits.apply(model, wanted)
         start_weights(model, start, seed)
-    elif found != _spelt(model, wanted):
+    elif found.layers != _layers(anatomy, norm, post_fraction):
         raise RequestError(
-            f"the model's norms are placed already, as {_said(placement_of(model))}",
+            f"the model's norms are placed already, as {_said(found)}",
             "go on without --norm, or with the one it has; start from a stock model for another",
         )
-    warnings += _warmup(norm, wanted, warmup)
     layers = placement_of(model).layers
+    warnings += _warmup(norm, layers, warmup)
     return Placement(norm, layers, post_fraction if norm == "mix" else None, tuple(warnings))
 
 
@@ -142,24 +141,28 @@ def _edits(
         check_pre_norm(model, anatomy)
     for stack in anatomy.stacks:
         depth = len(stack)
-        # 0.29 * 100 is 28.999…
-        many = math.floor(post_fraction * depth + 1e-9) if norm == "mix" else depth
-        for block in stack[:many]:
+        for block in stack[: _changed(depth, norm, post_fraction)]:
             wanted.update(NORMS[norm].edits(model, block, depth))
     return wanted
 
 
-def _placed(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, dict[str, Any]]:
-    """Return the edits of norms that a model has."""
-    config = config_of(model)
-    kinds = {*_NAMES, "scaled_norm", "normed_input"}
-    found = {n: dict(f) for n, f in (config.modules if config else {}).items()}
-    return _spelt(model, {n: f for n, f in found.items() if f["kind"] in kinds})
+def _changed(depth: int, norm: str, post_fraction: float) -> int:
+    """Return how many layers of a stack, the first ones, a placement changes."""
+    # 0.29 * 100 is 28.999…
+    return math.floor(post_fraction * depth + 1e-9) if norm == "mix" else depth
 
 
-def _spelt(model: PreTrainedModel, wanted: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    names = edits.resolve(model, wanted, foreign_heads=True)
-    return {names[name]: dict(fields) for name, fields in wanted.items() if name in names}
+def _layers(anatomy: Anatomy, norm: str, post_fraction: float) -> tuple[str, ...]:
+    """Return what `placement_of` says of a model once its norms are placed."""
+    layers: list[str] = []
+    for stack in anatomy.stacks:
+        many = _changed(len(stack), norm, post_fraction)
+        first, others = {"mix": ("post", "post"), "peri": ("peri", "sandwich")}.get(
+            norm, (norm, norm)
+        )
+        changed = [others if block.index else first for block in stack[:many]]
+        layers += [*changed, *("pre" for _ in stack[many:])]
+    return tuple(layers)
 
 
 def _said(placement: Placement) -> str:
@@ -193,7 +196,7 @@ def _warnings(
     return said
 
 
-def _warmup(norm: str, wanted: dict[str, Any], warmup: float | None) -> list[str]:
-    if not (NORMS[norm].post and wanted and warmup is not None and warmup < LONG):
+def _warmup(norm: str, layers: tuple[str, ...], warmup: float | None) -> list[str]:
+    if not (NORMS[norm].post and set(layers) != {"pre"} and warmup is not None and warmup < LONG):
         return []
     return [f"{norm} with a warm-up of {warmup:.1%} of the steps: below {LONG:.0%} it may diverge"]
