@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from compress.calibration import ColumnMoments, ColumnNorms, Gram, real_rows
+from compress.calibration.statistics import STRIP
 from compress.errors import RunError
 
 
@@ -164,3 +165,17 @@ def test_a_mask_of_another_shape_is_refused():
 def test_a_gram_in_half_precision_is_refused():
     with pytest.raises(ValueError, match="float32 or float64"):
         Gram(dtype=torch.bfloat16)
+
+
+def test_a_wide_gram_is_summed_by_strips_and_read_at_any_time():
+    """Wider than two strips; a value that was read is taken further by what comes after."""
+    torch.manual_seed(0)
+    first, second = torch.randn(40, 2 * STRIP + 37), torch.randn(9, 2 * STRIP + 37)
+    gram = Gram(dtype=torch.float64)
+    gram.add(first)
+    wide = first.double()
+    torch.testing.assert_close(gram.value(), wide.T @ wide, rtol=1e-12, atol=1e-12)
+    gram.add(second)
+    wide = torch.cat([wide, second.double()])
+    torch.testing.assert_close(gram.value(), wide.T @ wide, rtol=1e-12, atol=1e-12)
+    assert torch.equal(gram.value(), gram.value().T)
