@@ -168,7 +168,7 @@ class Gram(Statistic):
                 for start in range(0, raised.shape[-1], STRIP):
                     # The upper triangle by strips of rows: the lower one is its mirror image.
                     strip = raised[:, start : start + STRIP]
-                    self._sum[start : start + STRIP, start:].addmm_(strip.T, raised[:, start:])
+                    total[start : start + STRIP, start:].addmm_(strip.T, raised[:, start:])
         self.sums.rows += len(rows)
 
     def value(self) -> torch.Tensor:
@@ -177,7 +177,7 @@ class Gram(Statistic):
         Raises:
             RunError: no token was seen, or a sum isn't finite.
         """
-        total = _finished(self._sum, self.rows, self.module)
+        total = self._finished("gram")
         total.copy_(total.triu() + total.triu(1).T)
         return total
 
