@@ -35,7 +35,6 @@ from compress.training.objectives import (
     NextTokenCollator,
     SampleRows,
 )
-from compress.training.optimizers import OPTIMIZERS
 from compress.training.packed import check_separation
 from compress.training.ranks import Ranks
 from compress.training.schedule import warmup_steps
@@ -90,7 +89,7 @@ def prepare(
     Raises:
         RequestError: something about the request is wrong.
     """
-    settings.check(tuple(OPTIMIZERS), tuple(NORMS))
+    settings.check(tuple(NORMS))
     device = resolve_device(settings.device)
     resolve_dtype(settings.dtype)
     arguments.check_device(settings, device)

@@ -12,10 +12,10 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from compress.training import arguments
 from compress.training.checkpointing import last_checkpoint
+from compress.training.choosing import make_optimizer
 from compress.training.data import Positions, TokenStore
 from compress.training.display import METRICS, Display
 from compress.training.losses import MeanLoss, mean_loss
-from compress.training.optimizers import build_optimizer
 from compress.training.preparing import Job, make_collator, make_rows
 from compress.training.quiet import without_bars
 from compress.training.trainer import Trainer
@@ -164,17 +164,17 @@ def _trainer(
     settings = job.settings
     args = arguments.training_arguments(settings, directory, job.device, job.arrangement)
 
-    def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
+    def optimizer(model: nn.Module) -> torch.optim.Optimizer:
         lr = settings.lr
         assert lr is not None
-        return build_optimizer(settings.optimizer, model, lr, **settings.optimizer_options())
+        return make_optimizer(settings.optimizer, model, lr, settings.optimizer_options())
 
     return Trainer(
         job.model,
         args,
         dataset=dataset,
         collate=make_collator(job),
-        make_optimizer=make_optimizer,
+        make_optimizer=optimizer,
         skip_nonfinite=settings.skip_nonfinite,
         keep=settings.keep,
         callbacks=callbacks,

@@ -34,6 +34,10 @@ DOORS: dict[str, dict[str, Any]] = {
 }
 """Each command's defaults, those of its paper; every option can be given to every command."""
 
+OPTIMIZERS = (
+    *("adamw", "spam", "stable-spam", "adafactor", "lion"),
+    *("galore", "adam-mini", "muon", "apollo"),
+)
 OBJECTIVES = ("ntp", "meap")
 SCHEDULES = ("cosine", "linear", "constant", "wsd")
 PRECISIONS = ("float32", "bf16", "fp16", "pure-bf16")
@@ -231,17 +235,17 @@ class TrainSettings:
         """The settings that a resumed run must share."""
         return {k: v for k, v in self.as_dict().items() if k not in FREE_ON_RESUME}
 
-    def check(self, optimizers: tuple[str, ...], norms: tuple[str, ...]) -> None:
+    def check(self, norms: tuple[str, ...]) -> None:
         """Refuse what can't be meant, all faults in one error.
 
         Args:
-            optimizers, norms: names that `optimizer` and `norm` may have.
+            norms: names that `norm` may have.
 
         Raises:
             RequestError: one or more settings are wrong.
         """
         faults = [
-            *self._name_faults(optimizers, norms),
+            *self._name_faults(norms),
             *self._number_faults(),
             *self._mask_faults(),
             *self._company_faults(),
@@ -252,10 +256,10 @@ class TrainSettings:
                 " ".join(dict.fromkeys(hint for _, hint in faults if hint)) or None,
             )
 
-    def _name_faults(self, optimizers: tuple[str, ...], norms: tuple[str, ...]) -> Iterator[Fault]:
+    def _name_faults(self, norms: tuple[str, ...]) -> Iterator[Fault]:
         choices = [
             ("objective", self.objective, OBJECTIVES),
-            ("optimizer", self.optimizer, optimizers),
+            ("optimizer", self.optimizer, OPTIMIZERS),
             ("norm", self.norm, norms),
             ("schedule", self.schedule, SCHEDULES),
             ("precision", self.precision, PRECISIONS),
