@@ -83,7 +83,7 @@ class InputStatistics(Generic[V]):
             return
         own = self.values.get(name)
         if own is None:
-            own = self.values[name] = self.make(name)
+            own = self.values[name] = self.make(name.rpartition("/")[2])  # without the stream
         own.add(inputs)
         # Only the newest input of each statistic is kept, so at most one batch is held alive.
         self._last = {k: v for k, v in self._last.items() if v[1] is not own}
@@ -174,8 +174,8 @@ class Pruner:
 
     def observe(self, matrix: Matrix, inputs: dict[str, Tensor], keep: Tensor | None) -> None:
         """Account one batch of inputs [rows, in] of `matrix`; padded rows are gone already."""
-        found = inputs.get(self.stream)  # of experts, a stream may bring no rows
-        if found is None:
+        found = inputs.get(self.stream)
+        if found is None or not len(found):  # of experts, a stream may bring no rows
             return
         for statistic in self._statistics.values():
             statistic.add(self._key(matrix.name), found)

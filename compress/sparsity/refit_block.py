@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,8 @@ class BlockRefit:
 
     Attributes:
         steps: of Adam, a batch each.
-        rate: learning rate at first; it falls in a straight line to zero.
+        rate: learning rate at first, a share of each matrix's root mean square of kept weights,
+            so that one rate serves models of any scale; it falls in a straight line to zero.
         seed: of the order of batches.
     """
 
@@ -87,7 +88,7 @@ def refit_block(
     train, held = split(runs.batches)
     before = best = _error(runs, held, stream, learned.leaves)
     kept = learned.snapshot()
-    adam = torch.optim.Adam(learned.masters, lr=how.rate, betas=(0.9, 0.95))
+    adam = torch.optim.Adam(learned.groups(how.rate), betas=(0.9, 0.95))
     decay = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: 1 - step / how.steps)
     every = max(how.steps // CHECKS, 1)
     for step, batch in zip(range(1, how.steps + 1), _order(train, how.seed)):
@@ -128,6 +129,13 @@ class _Learned:
         wide = torch.promote_types(next(iter(self._targets.values())).dtype, torch.float32)
         self.masters = [v.detach().to(wide, copy=True) for v in self._targets.values()]
 
+    def groups(self, rate: float) -> list[dict[str, Any]]:
+        """Each master with its learning rate."""
+        return [
+            {"params": [master], "lr": rate * _rms(master[free])}
+            for master, free in zip(self.masters, self._free.values())
+        ]
+
     def take(self, gradients: Sequence[Tensor | None]) -> None:
         """Give the masters their gradients, none to what must not move."""
         for master, gradient, free in zip(self.masters, gradients, self._free.values()):
@@ -149,6 +157,11 @@ class _Learned:
         """Make values the stream's own."""
         for target, value in zip(self._targets.values(), values):
             target.copy_(value)
+
+
+def _rms(values: Tensor) -> float:
+    """Root mean square; 0 of no values."""
+    return float(values.double().square().mean().sqrt()) if values.numel() else 0.0
 
 
 def _difference(
