@@ -19,6 +19,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Spectra are cached by content: the tests' never lie among the user's."""
+    os.environ["COMPRESS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def assets() -> Path:
     """The directory of real models and texts that COMPRESS_ASSETS names, or a skip."""

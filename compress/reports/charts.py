@@ -1,4 +1,4 @@
-"""Charts in plain text, at most 80 columns: histogram, spectrum with its tail, bars, lines, Pareto.
+"""Charts in plain text, at most 80 columns: histogram, spectrum with its tail, bars, lines, heat.
 
 Pure functions from numbers to a string. Where the output's encoding lacks block characters, ASCII
 stands in. Values that aren't finite are left out and counted in a line below.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 WIDTH = 80
@@ -38,6 +38,7 @@ class Glyphs(NamedTuple):
 
 
 BLOCKS = Glyphs(" ▁▂▃▄▅▆▇█", " ▏▎▍▌▋▊▉█", "┤", "┼", "─", "╌", "▲", "•", "−")
+SHADES, ASCII_SHADES = "░▒▓█", ".:x#"
 ASCII = Glyphs(" ....:::#", "     ####", "|", "+", "-", "~", "^", "o", "-")
 
 
@@ -328,56 +329,72 @@ def _plane(
     return lines
 
 
-def pareto(
-    labels: Sequence[str],
-    x: Sequence[float],
-    y: Sequence[float],
+def heat(
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Sequence[Sequence[float]],
     *,
-    x_label: str,
-    y_label: str,
-    smaller_x: bool = True,
-    smaller_y: bool = True,
+    x_label: str = "",
     width: int = WIDTH,
-    height: int = 12,
     ascii_only: bool | None = None,
 ) -> str:
-    """Runs as lettered points, quality against cost; the key stars those that no other beats.
+    """A table of values as shades: light for small, dark for large; a blank where there is none.
+
+    Each row ends with its mean, and the legend says what a shade means. Where there are more
+    columns than characters, neighbours share one and show their mean.
 
     Args:
-        smaller_x, smaller_y: whether less is better.
+        rows, columns: their names.
+        values: [rows][columns]; not finite means there is none.
     """
-    runs = [
-        (name, a, b) for name, a, b in zip(labels, x, y) if math.isfinite(a) and math.isfinite(b)
-    ]
-    if not runs:
+    finite = [v for line in values for v in line if math.isfinite(v)]
+    if not finite:
         return NOTHING
     marks = glyphs(ascii_only)
-    columns = width - _MARGIN
-    axis = _Axis(min(r[1] for r in runs), max(r[1] for r in runs), columns, False)
-    best = front([r[1] for r in runs], [r[2] for r in runs], smaller_x, smaller_y)
-    letters = [_letter(i) for i in range(len(runs))]
-    points = [(axis.column(a), b, mark) for (_, a, b), mark in zip(runs, letters)]
-    rows = [f"{'':>{_MARGIN}}{y_label}", *_plane(points, columns, height, marks)]
-    rows.append(" " * _MARGIN + axis.labels(columns, marks.minus))
-    rows.append(" " * _MARGIN + x_label)
-    for (name, a, b), mark, good in zip(runs, letters, best):
-        star = "*" if good else " "
-        value = f"{number(a, marks.minus)}, {number(b, marks.minus)}"
-        room = max(width - _MARGIN - len(value) - 9, 8)
-        shown = name if len(name) <= room else "..." + name[3 - room :]
-        rows.append(f"{'':>{_MARGIN}}{mark} {star} {shown}   ({value})")
-    rows.append(f"{'':>{_MARGIN}}* no other run is better in both")
-    return "\n".join(row.rstrip() for row in rows)
+    shades = ASCII_SHADES if marks is ASCII else SHADES
+    names = min(max(map(len, rows)), width // 3)
+    each, merged = _spread(len(columns), max(width - names - 10, 1))
+    each = min(each, 4)
+    low, high = min(finite), max(finite)
+    lines = []
+    for name, line in zip(rows, values, strict=True):
+        means = [_mean(line[i : i + merged]) for i in range(0, len(line), merged)]
+        cells = "".join(_shade(value, low, high, shades) * each for value in means)
+        lines.append(f"{name[:names]:<{names}}  {cells}  {number(_mean(line), marks.minus):>6}")
+    starts = {i * each: columns[i * merged] for i in range(math.ceil(len(columns) / merged))}
+    lines.append(" " * (names + 2) + _labels(starts, each * len(starts)) + "  mean")
+    step = (high - low) / len(shades)
+    bounds = [number(low + step * i, marks.minus) for i in range(len(shades) + 1)]
+    legend = bounds[0]
+    if high > low:
+        legend += "".join(f" {shade * 2} {bound}" for shade, bound in zip(shades, bounds[1:]))
+    else:
+        legend = f"{shades[0] * 2} {legend}"
+    lines.append(" " * (names + 2) + x_label)
+    if merged > 1:
+        lines[-1] += f" ({merged} to a character)"
+    lines.append(legend)
+    return "\n".join(line.rstrip() for line in lines)
 
 
-def _letter(index: int) -> str:
-    names = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
-    return names[index % len(names)]
+def _mean(values: Sequence[float]) -> float:
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else math.nan
 
 
-def front(
-    x: Sequence[float], y: Sequence[float], smaller_x: bool = True, smaller_y: bool = True
-) -> list[bool]:
-    """Which points no other beats: none is as good in both and better in one."""
-    points = [(a if smaller_x else -a, b if smaller_y else -b) for a, b in zip(x, y)]
-    return [not any(p != q and q[0] <= p[0] and q[1] <= p[1] for q in points) for p in points]
+def _shade(value: float, low: float, high: float, shades: str) -> str:
+    if not math.isfinite(value):
+        return " "
+    share = (value - low) / (high - low) if high > low else 0.0
+    return shades[min(int(share * len(shades)), len(shades) - 1)]
+
+
+def _labels(starts: Mapping[int, str], room: int) -> str:
+    """Each text at its place, as far as it doesn't touch the one before or the edge."""
+    line = " " * room
+    end = 0
+    for start, text in starts.items():
+        if start >= end and start + len(text) <= room:
+            line = line[:start] + text + line[start + len(text) :]
+            end = start + len(text) + 1
+    return line

@@ -7,7 +7,7 @@ import io
 import os
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,31 +17,19 @@ from torch import Tensor
 from compress.checkpoints.anatomy import Anatomy, Matrix, read_anatomy
 from compress.checkpoints.loader import skeleton
 from compress.checkpoints.source import Source, open_source
-from compress.errors import RequestError, RunError
+from compress.errors import RequestError, RunError, near_names
 from compress.progress import Progress, silent
-from compress.reports import formats as fmt
 from compress.reports.charts import spectrum
-from compress.spectra.measure import MatrixSpectrum, SpectrumRow, read_spectra, rows_of
-from compress.spectra.metrics import METRICS, UNDEFINED, measure_batch
-from compress.spectra.plots import (
-    histogram,
-    overview_png,
-    spectrum_png,
-)
+from compress.spectra.cache import SpectraCache
+from compress.spectra.decompose import Wanted
+from compress.spectra.farms import FarmsSettings
+from compress.spectra.measure import measure_spectra, read_spectra
+from compress.spectra.metrics import DEFAULT_METRICS, METRICS, measure_batch
+from compress.spectra.page import html_page
+from compress.spectra.plots import histogram, overview_png, spectrum_png
+from compress.spectra.rows import MatrixSpectrum, SpectrumRow, rows_of
 
 DRAWN = "alpha_peak"
-_ALPHAS = {
-    "alpha_peak": "peak",
-    "alpha_peak_strict": "strict",
-    "alpha_mid": "mid",
-    "alpha_ks": "ks",
-}
-_LEGEND = (
-    "peak, strict, mid, ks: variants of alpha, the exponent of the tail. Smaller: a heavier tail, "
-    "better trained, to be pruned less. Compare one variant, on alike shapes only. D, k: distance "
-    "of peak's fit and eigenvalues in its tail. A block's line is the mean of its matrices."
-)
-_FIRST_TO_GO = ("D", "k", "strict", "entropy", "mid")  # where the table is wider than the screen
 
 
 @dataclass(frozen=True)
@@ -103,6 +91,13 @@ class Inspection:
     rows: tuple[SpectrumRow, ...]
     spectra: tuple[Spectrum, ...] = ()
     """With `module`: the spectrum of each of its parts."""
+    plot: str | None = None
+    """The metric that is drawn by block and by matrix type."""
+    engine: str = "compress"
+    cache: SpectraCache | None = None
+    """Its `hits` of this inspection; None where none was used."""
+    farms: FarmsSettings | None = None
+    """Windows of the metric farms, where it was measured."""
 
     def blocks(self) -> list[dict[str, Any]]:
         """Unweighted mean of every metric in each block, in order."""
@@ -115,60 +110,29 @@ class Inspection:
             out.append({"block": block, **means, "zeros": zeros})
         return out
 
+    @property
+    def drawn(self) -> str:
+        """The metric of pictures: the one asked for, else alpha_peak, else the first there is."""
+        names = self.rows[0].metrics
+        return self.plot or (DRAWN if DRAWN in names else next(iter(names)))
+
     def as_dict(self) -> dict[str, Any]:
         """CONTRACT's JSON."""
-        whole = {"schema": 1, "model": self.model, "rows": [row.as_dict() for row in self.rows]}
+        whole: dict[str, Any] = {"schema": 1, "model": self.model, "engine": self.engine}
+        whole["rows"] = [row.as_dict() for row in self.rows]
+        if self.cache is not None:
+            whole["cache"] = {"hits": self.cache.hits, "misses": self.cache.misses}
+        if self.farms is not None:
+            whole["farms"] = asdict(self.farms)
         if self.spectra:
             return whole | {"spectra": [spectrum.as_dict() for spectrum in self.spectra]}
         return whole | {"blocks": self.blocks(), "anatomy": self.anatomy}
 
     def render(self, width: int | None = None) -> str:
         """The same as text: the table of all matrices, or the picture of one."""
-        columns = fmt.screen_width() if width is None else width
-        body = self._one(columns) if self.spectra else self._table(columns)
-        notes = [
-            fmt.wrap(f"note: {row.module}: {row.warning}", columns, "      ")
-            for row in self.rows
-            if row.warning
-        ]
-        return fmt.fit_encoding("\n\n".join([self._head(columns), body, "\n".join(notes)]).rstrip())
+        from compress.spectra.screen import render
 
-    def _head(self, width: int) -> str:
-        m = self.model
-        facts = (
-            f"{m['source']}   {m['architecture']}, {m['blocks']} blocks, "
-            f"{fmt.count_text(m['parameters'])} parameters, {m['dtype']}, "
-            f"{fmt.bytes_text(m['bytes'])}"
-        )
-        return fmt.wrap(f"model     {facts}", width, " " * 10)
-
-    def _table(self, width: int) -> str:
-        lines: list[tuple[str, str, dict[str, Any]]] = []
-        for mean in self.blocks():
-            block = mean["block"]
-            lines.append((block, "", mean))
-            for row in (row for row in self.rows if row.block == block):
-                name = f"  {row.module.removeprefix(block + '.')}{' *' if row.warning else ''}"
-                lines.append((name, f"{row.shape[0]}×{row.shape[1]}", row.as_dict()))
-        columns = {"": [name for name, _, _ in lines], "shape": [shape for _, shape, _ in lines]}
-        for title, show in _shown(any(row.zeros for row in self.rows)).items():
-            columns[title] = [show(values) for _, _, values in lines]
-        for title in _FIRST_TO_GO:
-            if _width(columns) > width:
-                del columns[title]
-        return f"{_laid_out(columns)}\n\n{fmt.wrap(_LEGEND, width, '')}"
-
-    def _one(self, width: int) -> str:
-        row, m = self.rows[0], self.rows[0].metrics
-        head = (
-            f"{row.module.rpartition('.')[2]}, block {row.block.rpartition('.')[2]}   "
-            f"{row.shape[0]} × {row.shape[1]}   alpha_peak {m['alpha_peak']:.2f}   "
-            f"alpha_ks {m['alpha_ks']:.2f}   stable rank {m['stable_rank']:.1f}"
-        )
-        lines = [fmt.wrap(head, width, "  ")]
-        for one in self.spectra:
-            lines += ["", fmt.wrap(one.caption(), width, "  "), one.chart(width)]
-        return "\n".join(lines)
+        return render(self, width)
 
 
 def inspect(
@@ -176,8 +140,16 @@ def inspect(
     *,
     module: str | None = None,
     exact: bool = False,
+    farms: FarmsSettings | str | None = None,
+    randomize: bool = False,
+    mp_fit: bool = False,
+    seed: int = 0,
+    engine: str = "compress",
+    plot: str | None = None,
     csv: str | Path | None = None,
     png: str | Path | None = None,
+    html: str | Path | None = None,
+    cache: bool = True,
     device: str = "auto",
     revision: str | None = None,
     token: str | None = None,
@@ -190,53 +162,97 @@ def inspect(
         model: a local directory or a Hub id; needs no tokenizer.
         module: one matrix, whose spectrum is kept; None is all of every block.
         exact: decompose in float64 by singular values.
+        farms: also measure FARMS' exponent, in these windows; "m,Q,ops" or settings.
+        randomize: also measure the distance to the shuffled matrix.
+        mp_fit: also fit the Marchenko-Pastur bulk.
+        seed: of the shuffle.
+        engine: "compress", or "weightwatcher" for WeightWatcher's values of the same matrices.
+        plot: a metric that is drawn by block and matrix type; in pictures alpha_peak by default.
         csv: a file to write the rows to.
-        png: a file to draw to: the spectrum of `module`, else alpha_peak of all by block.
+        png: a file to draw to: the spectrum of `module`, else the metric of all.
+        html: a file to write all to, tables and pictures, that needs nothing else.
+        cache: find and keep spectra by the content of tensors, see `spectra.cache`.
         device: where decompositions run.
         revision, token, trust_remote_code: as in `open_source`.
         progress: hears of every block.
 
     Raises:
-        RequestError: a model that can't be read, an unknown module, a weight that is NaN or Inf, a
-            file that can't be written.
+        RequestError: a model that can't be read, an unknown module, metric or engine, windows that
+            can't be, a weight that is NaN or Inf, a file that can't be written.
         RunError: a file that couldn't be written after all.
     """
-    for name, path in (("csv", csv), ("png", png)):
+    for name, path in (("csv", csv), ("png", png), ("html", html)):
         _check_writable(name, path)
+    windows = FarmsSettings.parse(farms) if isinstance(farms, str) else farms
+    if plot is not None and plot not in METRICS:
+        raise RequestError(f"`--plot {plot}` isn't a metric", near_names(plot, METRICS))
+    names = _names(engine, windows, randomize, mp_fit, plot)
     source = open_source(model, revision=revision, token=token, trust_remote_code=trust_remote_code)
     empty = skeleton(source)
     anatomy = read_anatomy(empty)
     matrices: Sequence[Matrix] = anatomy.matrices if module is None else [anatomy.matrix(module)]
-    spectra = list(
-        read_spectra(source, anatomy, matrices, device=device, exact=exact, progress=progress)
-    )
-    rows = tuple(rows_of(spectra, tuple(METRICS)))
-    kept = () if module is None else tuple(_full(spectra[0]))
+    store = SpectraCache() if cache and engine == "compress" else None
+    kept: tuple[Spectrum, ...] = ()
+    if module is None or engine != "compress":
+        rows = measure_spectra(
+            source, anatomy, metrics=names, matrices=matrices, device=device, exact=exact,
+            farms=windows, seed=seed, cache=store, engine=engine, progress=progress,
+        )  # fmt: skip
+    else:
+        wanted = Wanted(names, exact, windows or FarmsSettings(), seed)
+        spectra = list(
+            read_spectra(
+                source, anatomy, matrices, wanted, device=device, cache=store, progress=progress
+            )
+        )
+        rows, kept = rows_of(spectra, names), tuple(_full(spectra[0]))
     facts = _facts(source, type(empty).__name__, anatomy)
-    seen = Inspection(facts, _anatomy_facts(anatomy), rows, kept)
+    measured_farms = (windows or FarmsSettings()) if "farms" in names else None
+    seen = Inspection(
+        facts, _anatomy_facts(anatomy), tuple(rows), kept, plot, engine, store, measured_farms
+    )
     if csv is not None:
         _write(csv, lambda path: path.write_text(rows_csv(rows), encoding="utf-8"))
     if png is not None:
         _write(png, lambda path: _draw(path, seen))
+    if html is not None:
+        _write(html, lambda path: path.write_text(html_page(seen), encoding="utf-8"))
     return seen
+
+
+def _names(
+    engine: str, farms: FarmsSettings | None, randomize: bool, mp_fit: bool, plot: str | None
+) -> tuple[str, ...]:
+    """The metrics that a request measures."""
+    extra = {"farms"} if farms is not None else set()
+    extra |= {"rand_distance"} if randomize else set()
+    extra |= {name for name, m in METRICS.items() if mp_fit and m.needs == "shape"}
+    extra |= {plot} if plot else set()
+    if engine == "weightwatcher":
+        from compress.spectra.watcher import PLAIN
+
+        return tuple(n for n in METRICS if n in PLAIN or n in extra)
+    return tuple(name for name in METRICS if name in DEFAULT_METRICS or name in extra)
 
 
 def rows_csv(rows: Sequence[SpectrumRow]) -> str:
     """Rows as CSV with a header; the shape in two columns."""
     stream = io.StringIO()
-    fields = ["module", "block", "role", "out", "in", *METRICS, "zeros"]
-    fields += ["tail_size", "tail_distance", "warning"]
+    measured = rows[0].metrics if rows else {}
+    fields = ["module", "block", "role", "out", "in", *measured, "zeros"]
+    fields += ["tail_size", "tail_distance", "warning", "notes"]
     writer = csv_module.DictWriter(stream, fields, restval="", lineterminator="\n")
     writer.writeheader()
     for row in rows:
         cells = row.as_dict()
         cells.pop("shape")
+        cells["notes"] = "; ".join(row.notes)
         writer.writerow({**cells, "out": row.shape[0], "in": row.shape[1]})
     return stream.getvalue()
 
 
 def _full(spectrum: MatrixSpectrum) -> list[Spectrum]:
-    values = [part.cpu() for part in spectrum.eigenvalues]
+    values = [part.eigenvalues.cpu() for part in spectrum.parts]
     if len(values) == 1:
         return [Spectrum.of(values[0])]
     return [Spectrum.of(v, f"{i} of {len(values)}") for i, v in enumerate(values, start=1)]
@@ -272,7 +288,7 @@ def _anatomy_facts(anatomy: Anatomy) -> dict[str, Any]:
 
 def _draw(path: Path, seen: Inspection) -> None:
     if not seen.spectra:
-        overview_png(path, f"{seen.model['source']}: {DRAWN}", seen.rows, DRAWN)
+        overview_png(path, f"{seen.model['source']}: {seen.drawn}", seen.rows, seen.drawn)
         return
     # The parts of a fused matrix in one picture would hide each other: their pooled spectrum.
     pooled = torch.cat([spectrum.eigenvalues for spectrum in seen.spectra])
@@ -301,35 +317,3 @@ def _write(path: str | Path, make: Callable[[Path], object]) -> None:
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise RunError(f"`{target}` can't be written: {error.strerror or error}") from error
-
-
-def _shown(zeros: bool) -> dict[str, Callable[[dict[str, Any]], str]]:
-    """Column title to what it says of a row's or a block's values; in the order of the table."""
-
-    def number(name: str, decimals: int) -> Callable[[dict[str, Any]], str]:
-        def show(values: dict[str, Any]) -> str:
-            value = values.get(name, "")
-            return "–" if value == UNDEFINED else f"{value:.{decimals}f}" if value != "" else ""
-
-        return show
-
-    columns = {title: number(name, 2) for name, title in _ALPHAS.items()}
-    columns |= {"D": number("tail_distance", 2), "k": number("tail_size", 0)}
-    columns |= {"st.rank": number("stable_rank", 1), "entropy": number("entropy", 3)}
-    if zeros:
-        columns["zeros"] = lambda values: f"{100 * values['zeros']:.1f} %"
-    return columns
-
-
-def _width(columns: dict[str, list[str]]) -> int:
-    return sum(max(map(len, [title, *cells])) + 2 for title, cells in columns.items()) - 2
-
-
-def _laid_out(columns: dict[str, list[str]]) -> str:
-    """Columns as narrow as their cells, two blanks between, so that ten of them fit a screen."""
-    padded = []
-    for title, cells in columns.items():
-        wide = max(map(len, [title, *cells]))
-        align = str.rjust if title else str.ljust
-        padded.append([align(cell, wide) for cell in [title, *cells]])
-    return "\n".join("  ".join(line).rstrip() for line in zip(*padded, strict=True))

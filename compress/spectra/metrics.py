@@ -1,39 +1,20 @@
 """Shape metrics of empirical spectral densities: how heavy the tail of a weight matrix is.
 
-Letters: B spectra in a batch, N eigenvalues each, ascending: e_0 <= … <= e_{N-1}, squared singular
-values. A tail that starts at candidate i has n = N - i values (e_i counted), the exponent
-
-    alpha_i = 1 + n / (sum_{j>=i} ln e_j - n ln e_i)                      (Hill)
-
-and the Kolmogorov distance D_i = max_{j>=i} |1 - (e_j / e_i)^(1 - alpha_i) - (j - i) / n|. The
-variants of alpha differ in the start of the tail:
-
-    alpha_mid          i = int(N / 2), nothing searched
-    alpha_ks           least D of all i < N - 1; WeightWatcher's alpha (for N >= 20)
-    alpha_peak         least D of those e_i <= 1.5 x, x the left edge of the fullest of 100 bins of
-                       log10 e; what AlphaPruning's published numbers rest on
-    alpha_peak_strict  least D of those 0.95 x <= e_i <= 1.5 x, as their paper means it
-
-Zeros are dropped first. AlphaPruning's paper leaves e_i out of n, its code counts it; so do we.
-Small alpha: heavy tail, well trained. Sources: Lu et al. 2024 (AlphaPruning, esd_utils.py),
-WeightWatcher 0.7.7 (RMT_Util.py); definitions checked against both, code our own.
+Letters: B spectra in a batch, N eigenvalues each, ascending, squared singular values. Zeros are
+dropped first. Small alpha: heavy tail, well trained. The exponents are defined in `tails`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-# A tail whose values agree to this share has no exponent but that of rounding and of stored digits.
-_LEAST_LOG_RATIO = 1e-6
-_BINS = 100
-_PEAK_RANGE = (0.95, 1.5)
-# Entries of the [B, candidates, N] table of distances that are held at a time: 32 MB.
-_TABLE = 1 << 22
+from compress.spectra.tails import TAILS, Tail, fit_tails
+
 UNDEFINED = 0.0
 
 
@@ -43,10 +24,13 @@ class Metric(NamedTuple):
     sign: int
     """+1: a matrix with a larger value is pruned more; -1: less."""
     meaning: str
+    needs: Literal["spectrum", "shape", "weight"] = "spectrum"
+    """What it is measured from: eigenvalues alone, these and the matrix's shape, or the weights."""
 
 
-# The sign of all is AlphaPruning's: whatever is larger is pruned more. There is evidence behind it
-# for the shape metrics only (its paper finds scale metrics inferior).
+# The sign is AlphaPruning's, whatever is larger is pruned more, but where more means further from
+# noise: there, less. Evidence exists for the shape metrics only (its paper finds scale metrics
+# inferior).
 METRICS: dict[str, Metric] = {
     "alpha_peak": Metric(1, "tail exponent, tail from the peak of the density or left of it"),
     "alpha_peak_strict": Metric(1, "tail exponent, tail from the peak of the density"),
@@ -60,22 +44,18 @@ METRICS: dict[str, Metric] = {
     "log_spectral_norm": Metric(1, "log10 of spectral_norm"),
     "alpha_weighted": Metric(1, "alpha_ks times log_spectral_norm"),
     "log_alpha_norm": Metric(1, "log10 of the sum of eigenvalues to the power alpha_ks"),
+    "farms": Metric(1, "alpha_peak of windows of one aspect ratio", "weight"),
+    "rand_distance": Metric(
+        -1, "Jensen-Shannon distance to the spectrum of the shuffled matrix", "weight"
+    ),
+    "mp_softrank": Metric(1, "upper edge of the Marchenko-Pastur bulk over the largest", "shape"),
+    "sigma_mp": Metric(1, "scale of the Marchenko-Pastur bulk, eigenvalues of mean 1", "shape"),
+    "bulk_max": Metric(1, "upper edge of the Marchenko-Pastur bulk", "shape"),
+    "num_spikes": Metric(-1, "eigenvalues beyond the Marchenko-Pastur bulk", "shape"),
 }
-TAILS = ("alpha_peak", "alpha_peak_strict", "alpha_mid", "alpha_ks")
+# Measured unless others are asked for: all that a spectrum alone tells.
+DEFAULT_METRICS = tuple(name for name, metric in METRICS.items() if metric.needs == "spectrum")
 _ON_ALPHA_KS = {"alpha_weighted", "log_alpha_norm"}
-
-
-class Tail(NamedTuple):
-    """Fitted tails of a batch of spectra."""
-
-    alpha: Tensor
-    """[B] exponents; UNDEFINED where no tail exists."""
-    start: Tensor
-    """[B] the tail's least eigenvalue."""
-    distance: Tensor
-    """[B] Kolmogorov distance of the fit, 0 to 1; 1 where no tail exists."""
-    size: Tensor
-    """[B] number of eigenvalues in the tail; 0 where no tail exists."""
 
 
 class Spectra(NamedTuple):
@@ -98,9 +78,10 @@ def shape_metrics(eigenvalues: Tensor | Sequence[float]) -> dict[str, float]:
         eigenvalues: [N] squared singular values, any order, any scale.
 
     Returns:
-        Every name of METRICS, and of the tail of alpha_peak `peak_start` (its least eigenvalue),
-        `peak_distance` (Kolmogorov) and `peak_size`. Floats, always finite: where a value doesn't
-        exist (no two distinct positive eigenvalues, for one) it is 0, which no exponent can be.
+        Every name of DEFAULT_METRICS, and of the tail of alpha_peak `peak_start` (its least
+        eigenvalue), `peak_distance` (Kolmogorov) and `peak_size`. Floats, always finite: where a
+        value doesn't exist (no two distinct positive eigenvalues, for one) it is 0, which no
+        exponent can be.
 
     Raises:
         ValueError: not [N] with N >= 1, a negative value or one that isn't finite.
@@ -117,19 +98,17 @@ def shape_metrics(eigenvalues: Tensor | Sequence[float]) -> dict[str, float]:
     }
 
 
-def measure_batch(eigenvalues: Tensor, metrics: Collection[str] = tuple(METRICS)) -> Spectra:
+def measure_batch(eigenvalues: Tensor, metrics: Collection[str] = DEFAULT_METRICS) -> Spectra:
     """Measure many spectra of one length at once, on their device.
 
     Args:
         eigenvalues: [B, N] squared singular values, any order.
-        metrics: the names of METRICS to compute.
+        metrics: the names of DEFAULT_METRICS to compute.
 
     Raises:
         ValueError: a negative value or one that isn't finite; an unknown metric.
-
-    Cost: the alphas but alpha_mid need N² / 2 distances a spectrum.
     """
-    unknown = set(metrics) - set(METRICS)
+    unknown = set(metrics) - set(DEFAULT_METRICS)
     if unknown:
         raise ValueError(f"unknown metrics: {', '.join(sorted(unknown))}")
     e_BN = eigenvalues.double().sort(dim=1).values
@@ -137,10 +116,10 @@ def measure_batch(eigenvalues: Tensor, metrics: Collection[str] = tuple(METRICS)
         raise ValueError("eigenvalues must be finite and >= 0")
     wanted = set(metrics) | ({"alpha_ks"} if _ON_ALPHA_KS & set(metrics) else set())
     rank = (e_BN > 0).sum(1)
-    tails = _fit_tails(e_BN, rank, [name for name in TAILS if name in wanted])
+    tails = fit_tails(e_BN, [name for name in TAILS if name in wanted])
     raw = {name: tail.alpha for name, tail in tails.items()}
     raw |= _scales(e_BN, rank, raw.get("alpha_ks"))
-    undefined = {name: ~raw[name].isfinite() for name in METRICS if name in metrics}
+    undefined = {name: ~raw[name].isfinite() for name in DEFAULT_METRICS if name in metrics}
     values = {name: raw[name].where(~gone, UNDEFINED) for name, gone in undefined.items()}
     tails = {n: _defined(tail, undefined[n]) for n, tail in tails.items() if n in undefined}
     return Spectra(values, tails, rank, undefined)
@@ -173,95 +152,3 @@ def _scales(e_BN: Tensor, rank: Tensor, alpha: Tensor | None) -> dict[str, Tenso
         powers = alpha[:, None] * e_BN.log()  # ln of e^alpha; -inf for a zero adds nothing
         scales["log_alpha_norm"] = powers.logsumexp(1) / math.log(10)
     return scales
-
-
-def _fit_tails(e_BN: Tensor, rank: Tensor, names: list[str]) -> dict[str, Tail]:
-    if not names:
-        return {}
-    n_values = e_BN.shape[1]
-    index_N = torch.arange(n_values, device=e_BN.device)
-    n_N = (n_values - index_N).double()
-    positive_BN = e_BN > 0
-    log_BN = torch.where(positive_BN, e_BN, 1.0).log()
-    log_ratio_BN = log_BN.flip(1).cumsum(1).flip(1) / n_N - log_BN  # mean ln(e_j / e_i) of a tail
-    fits_BN = positive_BN & (log_ratio_BN > _LEAST_LOG_RATIO)
-    alpha_BN = 1 + 1 / torch.where(fits_BN, log_ratio_BN, torch.nan)
-    searched = [name for name in names if name != "alpha_mid"]
-    middle_B = (n_values - rank + rank // 2).clamp(max=n_values - 1)
-    if searched:
-        distance_BN = _distances(log_BN, alpha_BN)
-    tails = {}
-    for name in names:
-        if name == "alpha_mid":
-            start_B = middle_B
-            distance_B = _distance_at(log_BN, alpha_BN, start_B)
-        else:
-            chosen_BN = fits_BN & _candidates(name, e_BN, log_BN)
-            distance_B, start_B = distance_BN.where(chosen_BN, torch.inf).min(dim=1)
-        at = start_B[:, None]
-        tails[name] = Tail(
-            alpha_BN.gather(1, at)[:, 0].where(distance_B.isfinite(), torch.nan),
-            e_BN.gather(1, at)[:, 0],
-            distance_B,
-            n_values - start_B,
-        )
-    return tails
-
-
-def _candidates(name: str, e_BN: Tensor, log_BN: Tensor) -> Tensor:
-    """Bool [B, N]: where the tail may start, among the starts that have an exponent."""
-    positive_BN = e_BN > 0
-    if name == "alpha_ks":
-        return positive_BN
-    lower, upper = _PEAK_RANGE
-    x_B1 = _peak(e_BN, log_BN)
-    chosen_BN = positive_BN & (e_BN <= upper * x_B1)
-    if name == "alpha_peak":
-        return chosen_BN
-    # Bins wider than the range may leave it empty: then the peak's own first value is taken.
-    above_BN = e_BN >= lower * x_B1
-    chosen_BN = chosen_BN & above_BN
-    first_BN = above_BN & (above_BN.cumsum(1) == 1)
-    return torch.where(chosen_BN.any(1, keepdim=True), chosen_BN, first_BN)
-
-
-def _peak(e_BN: Tensor, log_BN: Tensor) -> Tensor:
-    """[B, 1]: left edge of the fullest of 100 equal bins of log e over the positive values."""
-    positive_BN = e_BN > 0
-    most_B1 = log_BN[:, -1:]
-    least_B1 = log_BN.where(positive_BN, most_B1).amin(1, keepdim=True)
-    width_B1 = (most_B1 - least_B1) / _BINS
-    place_BN = ((log_BN - least_B1) / width_B1).nan_to_num(0.0).clamp(0, _BINS - 1).long()
-    counts = torch.zeros(len(e_BN), _BINS, dtype=torch.int64, device=e_BN.device)
-    counts.scatter_add_(1, place_BN, positive_BN.long())
-    return (least_B1 + counts.argmax(1, keepdim=True) * width_B1).exp()
-
-
-def _distances(log_BN: Tensor, alpha_BN: Tensor) -> Tensor:
-    """[B, N] D_i for every start of the tail, in chunks of starts; NaN where alpha is."""
-    batch, n_values = log_BN.shape
-    distance_BN = torch.empty_like(log_BN)
-    chunk = max(1, _TABLE // (batch * n_values))
-    for left in range(0, n_values, chunk):
-        starts = torch.arange(left, min(left + chunk, n_values), device=log_BN.device)
-        distance_BN[:, starts] = _distance_table(
-            log_BN[:, left:], log_BN[:, starts], alpha_BN[:, starts], starts - left
-        )
-    return distance_BN
-
-
-def _distance_at(log_BN: Tensor, alpha_BN: Tensor, start_B: Tensor) -> Tensor:
-    """[B] D of one start in each spectrum."""
-    at = start_B[:, None]
-    return _distance_table(log_BN, log_BN.gather(1, at), alpha_BN.gather(1, at), at)[:, 0]
-
-
-def _distance_table(log_BN: Tensor, log_BC: Tensor, alpha_BC: Tensor, start: Tensor) -> Tensor:
-    """[B, C] D of the tails that start at `start` ([C] or [B, C]), with values log_BC there."""
-    n_values = log_BN.shape[1]
-    step = torch.arange(n_values, device=log_BN.device) - start[..., None]
-    empirical = step / (n_values - start[..., None]).double()
-    # 1 - fitted = exp((1 - alpha) ln(e_j / e_i)); left of the tail the exponent would be positive.
-    exponent = (log_BN[:, None] - log_BC[..., None]).mul_((1 - alpha_BC)[..., None])
-    gap = exponent.exp_().add_(empirical).sub_(1.0).abs_()
-    return gap.masked_fill_(step < 0, 0.0).amax(-1)

@@ -1,4 +1,4 @@
-"""Pictures of spectra as PNG: one matrix with its fitted tail, or a metric over all blocks."""
+"""Pictures of spectra as PNG: one matrix with its fitted tail, or a metric by block and type."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from compress.spectra.measure import SpectrumRow
+from compress.spectra.grid import by_block_and_role
+from compress.spectra.rows import SpectrumRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,7 +69,7 @@ def spectrum_png(
     alpha, start, size = tail
     bins = int(np.clip(len(eigenvalues) // 4, 10, 100))
     data = histogram(eigenvalues, bins, alpha, start, size)
-    figure, axes = _figure(title)
+    figure, (axes,) = _figure(title)
     axes.stairs(data.counts, data.edges, fill=True, alpha=0.5, label="eigenvalues")
     if size:
         # What a bin that begins at x would hold, drawn at the middle of that bin.
@@ -86,31 +87,32 @@ def spectrum_png(
 
 
 def overview_png(path: Path, title: str, rows: Sequence[SpectrumRow], metric: str) -> None:
-    """Write one metric of all matrices by block: dots by role, the mean of blocks in black."""
+    """Write one metric of all matrices: a heat map of types by blocks, and a line for each type."""
     from matplotlib.ticker import MaxNLocator
 
-    blocks = list(dict.fromkeys(row.block for row in rows))
-    place = {name: number for number, name in enumerate(blocks)}
-    figure, axes = _figure(title)
-    for role in dict.fromkeys(row.role for row in rows):
-        mine = [row for row in rows if row.role == role]
-        x = [place[row.block] for row in mine]
-        axes.plot(x, [row.metrics[metric] for row in mine], ".", label=role)
-    means = [np.mean([row.metrics[metric] for row in rows if row.block == b]) for b in blocks]
-    axes.plot(range(len(blocks)), means, "-", color="black", label="mean of the block")
-    axes.set(xlabel="block", ylabel=metric)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(ncols=2)
+    grid = by_block_and_role(rows, metric)
+    figure, (top, bottom) = _figure(title, panels=2, high=4 + 0.28 * len(grid.roles))
+    picture = top.imshow(np.array(grid.values), aspect="auto", cmap="viridis")
+    top.set_yticks(range(len(grid.roles)), grid.roles)
+    figure.colorbar(picture, ax=top, label=metric)
+    styles = ("-", "--", ":", "-.")
+    for i, (role, values) in enumerate(zip(grid.roles, grid.values, strict=True)):
+        bottom.plot(values, marker=".", linewidth=1, linestyle=styles[i // 10 % 4], label=role)
+    bottom.plot(grid.means(), color="black", linewidth=2.5, label="mean of the block")
+    bottom.set(xlabel="block", ylabel=metric)
+    bottom.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize="small")
+    for axes in (top, bottom):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.savefig(path, format="png", metadata={"Software": None})
 
 
-def _figure(title: str) -> tuple[Figure, Axes]:
+def _figure(title: str, panels: int = 1, high: float = 5.0) -> tuple[Figure, list[Axes]]:
     # Without pyplot: no global state, no display looked for; and only here, since it loads slowly.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
+    figure = Figure(figsize=(8, high), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.set_title(title)
+    axes = [figure.add_subplot(panels, 1, i + 1) for i in range(panels)]
+    axes[0].set_title(title)
     return figure, axes

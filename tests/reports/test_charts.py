@@ -83,7 +83,7 @@ def test_edge_inputs_are_defined_and_fit(values):
         charts.spectrum(values, tail_from=3.0, exponent=2.0),
         charts.line(values),
         charts.bars([f"block {i}" for i in range(len(values))], values),
-        charts.pareto(["r"] * len(values), values, values, x_label="x", y_label="y"),
+        charts.heat(["r"] * len(values), ["c"], [[value] for value in values]),
         charts.histogram([0] * len(values), list(range(len(values) + 1))),
     ]
     for chart in made:
@@ -114,41 +114,30 @@ def test_a_line_falls_from_corner_to_corner():
     assert text.splitlines()[-1].strip() == "step"
 
 
-def slow_front(points):
-    """Not beaten: no other point at least as good in both and better in one."""
-    out = []
-    for i, (a, b) in enumerate(points):
-        beaten = False
-        for j, (c, d) in enumerate(points):
-            if i != j and c <= a and d <= b and (c < a or d < b):
-                beaten = True
-        out.append(not beaten)
-    return out
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_the_pareto_front_is_the_definition(seed):
-    points = np.random.default_rng(seed).integers(0, 5, (12, 2)).tolist()  # with ties and twins
-    x, y = zip(*points)
-    assert charts.front(x, y) == slow_front(points)
-    for sx, sy in itertools.product((True, False), repeat=2):
-        flipped = [(a if sx else -a, b if sy else -b) for a, b in points]
-        assert charts.front(x, y, sx, sy) == slow_front(flipped)
-
-
-def test_pareto_letters_and_stars():
-    text = charts.pareto(
-        ["dense", "uniform", "alpha"], [2.0, 1.0, 1.0], [9.0, 14.0, 13.0], x_label="GB",
-        y_label="perplexity", ascii_only=False, height=6,
+def test_a_heat_map_shades_by_size_and_says_what_a_shade_means():
+    nan = math.nan
+    text = charts.heat(
+        ["q", "up"], ["0", "1", "2"], [[1.0, 2.0, 5.0], [3.0, nan, 4.0]], x_label="block",
+        ascii_only=False, width=30,
     )  # fmt: skip
-    lines = [line.strip() for line in text.splitlines()]
-    assert lines[0] == "perplexity"
-    assert lines[-4:] == [
-        "a * dense   (2, 9)",
-        "b   uniform   (1, 14)",
-        "c * alpha   (1, 13)",
-        "* no other run is better in both",
+    assert text.splitlines() == [
+        "q   ░░░░▒▒▒▒████    2.67",
+        "up  ▓▓▓▓    ████     3.5",
+        "    0   1   2     mean",
+        "    block",
+        "1 ░░ 2 ▒▒ 3 ▓▓ 4 ██ 5",
     ]
+
+
+def test_more_columns_than_characters_share_one():
+    values = [float(i) for i in range(200)]
+    text = charts.heat(["q"], [str(i) for i in range(200)], [values], ascii_only=True)
+    shades = text.splitlines()[0].split()[1]
+    assert len(shades) == 67  # three columns each
+    assert shades == "".join(sorted(shades, key=".:x#".index))
+    assert "(3 to a character)" in text
+    assert max(map(len, text.splitlines())) <= 80
+    text.encode("ascii")
 
 
 @pytest.mark.parametrize(
@@ -168,7 +157,7 @@ def test_ascii_stands_in_where_the_encoding_has_no_blocks(monkeypatch):
         charts.spectrum(values, tail_from=0.2, exponent=2.0),
         charts.bars(["a"] * 5, values),
         charts.line(values),
-        charts.pareto(["r"] * 5, values, values, x_label="x", y_label="y"),
+        charts.heat(["r"] * 5, ["c"], [[value] for value in values]),
     ):
         chart.encode("ascii")
 

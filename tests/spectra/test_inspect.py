@@ -13,7 +13,7 @@ from PIL import Image
 import compress
 from compress.errors import RequestError, RunError
 from compress.spectra.inspect import inspect
-from compress.spectra.metrics import METRICS
+from compress.spectra.metrics import DEFAULT_METRICS
 from tiny_models import make_checkpoint
 
 
@@ -38,7 +38,7 @@ def test_the_json_is_the_contracts(llama):
     assert len(rows) == 28 == seen["model"]["matrices"]
     row = rows["model.layers.0.mlp.down_proj"]
     assert row["shape"] == [32, 48]
-    assert set(METRICS) <= set(row)
+    assert set(DEFAULT_METRICS) <= set(row)
     assert "warning" not in row
     means = seen["blocks"][1]
     mine = [r for r in seen["rows"] if r["block"] == means["block"]]

@@ -15,7 +15,7 @@ from compress.checkpoints.loader import skeleton
 from compress.checkpoints.source import open_source
 from compress.errors import RequestError
 from compress.spectra.measure import measure_spectra
-from compress.spectra.metrics import METRICS, shape_metrics
+from compress.spectra.metrics import DEFAULT_METRICS, shape_metrics
 from compress.spectra.parts import logical_parts
 from tiny_models import ARCHITECTURES, make_checkpoint
 
@@ -48,7 +48,7 @@ def test_every_matrix_of_every_family_has_a_finite_row(arch, tmp_path):
     assert [row.module for row in rows] == [m.name for m in anatomy.matrices]
     for row, matrix in zip(rows, anatomy.matrices, strict=True):
         assert row.shape == matrix.shape
-        assert set(row.metrics) == set(METRICS)
+        assert set(row.metrics) == set(DEFAULT_METRICS)
         assert all(math.isfinite(v) for v in row.metrics.values())
         assert row.metrics["alpha_peak"] > 1
         assert row.warning is None
@@ -59,7 +59,7 @@ def test_rows_are_the_metrics_of_the_weights_on_disk(llama):
     for row in measure_spectra(source, anatomy, exact=True):
         weight = source.read([f"{row.module}.weight"])[f"{row.module}.weight"].double()
         expected = shape_metrics(torch.linalg.svdvals(weight).square())
-        assert row.metrics == pytest.approx({n: expected[n] for n in METRICS}, rel=1e-9)
+        assert row.metrics == pytest.approx({n: expected[n] for n in DEFAULT_METRICS}, rel=1e-9)
         assert row.tail_size == expected["peak_size"]
         assert row.tail_distance == pytest.approx(expected["peak_distance"], rel=1e-6)
         assert row.zeros == 0
@@ -128,7 +128,7 @@ def test_a_fused_matrix_has_the_mean_of_its_parts(tmp_path):
     row = next(r for r in measure_spectra(source, anatomy) if r.role == "qkv")
     weight = source.load().state_dict()[f"{row.module}.weight"].T.double()
     parts = [shape_metrics(torch.linalg.svdvals(p).square()) for p in weight.chunk(3)]
-    for name in METRICS:
+    for name in DEFAULT_METRICS:
         expected = statistics.fmean(p[name] for p in parts)
         assert row.metrics[name] == pytest.approx(expected, rel=1e-6), name
     assert row.tail_size == sum(p["peak_size"] for p in parts)

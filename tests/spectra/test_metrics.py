@@ -10,7 +10,7 @@ import torch
 
 import compress
 from compress.numerics import gram_eigenvalues
-from compress.spectra.metrics import METRICS, measure_batch, shape_metrics
+from compress.spectra.metrics import DEFAULT_METRICS, measure_batch, shape_metrics
 
 ALPHAS = ("alpha_peak", "alpha_peak_strict", "alpha_mid", "alpha_ks")
 
@@ -156,7 +156,7 @@ def test_a_batch_is_its_members_zeros_and_all():
     batch = measure_batch(rows)
     for i, row in enumerate(rows):
         alone = shape_metrics(row)
-        for name in METRICS:
+        for name in DEFAULT_METRICS:
             assert float(batch.values[name][i]) == pytest.approx(alone[name], rel=1e-12), name
     assert batch.rank.tolist() == [40, 40, 27, 0, 40]
 
@@ -164,7 +164,7 @@ def test_a_batch_is_its_members_zeros_and_all():
 def test_chunks_of_the_search_change_nothing(monkeypatch):
     e = spectrum(heavy(60, 80))
     whole = shape_metrics(e)
-    monkeypatch.setattr("compress.spectra.metrics._TABLE", 500)
+    monkeypatch.setattr("compress.spectra.tails._TABLE", 500)
     assert shape_metrics(e) == whole
 
 
@@ -199,7 +199,7 @@ def test_bins_wider_than_the_window_fall_back_on_the_peaks_first_value():
 def test_degenerate_spectra_have_defined_values(eigenvalues):
     measured = shape_metrics(eigenvalues)
     assert all(isinstance(v, float) and math.isfinite(v) for v in measured.values())
-    assert set(METRICS) <= set(measured)
+    assert set(DEFAULT_METRICS) <= set(measured)
     for name in ALPHAS:
         assert measured[name] == 0
     undefined = measure_batch(torch.tensor([eigenvalues], dtype=torch.float64)).undefined
@@ -212,7 +212,7 @@ def test_only_the_metrics_asked_for_are_computed():
     assert set(measure_batch(e, ["alpha_mid", "norm"]).values) == {"alpha_mid", "norm"}
     assert set(measure_batch(e, ["alpha_weighted"]).values) == {"alpha_weighted"}
     everything = measure_batch(e)
-    for name in METRICS:
+    for name in DEFAULT_METRICS:
         alone = measure_batch(e, [name]).values
         assert torch.equal(alone[name], everything.values[name])
 
