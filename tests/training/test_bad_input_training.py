@@ -198,7 +198,8 @@ def test_a_run_that_fails_says_three_and_how_to_resume(config, text, tmp_path, c
         trainer.Trainer, "compute_loss", lambda self, *a, **k: real(self, *a, **k) * torch.inf
     )
     line = ["train-spam", str(config), "-o", str(tmp_path / "out"), "--data", str(text), "--steps",
-            "2", "--device", "cpu", "--seqlen", "24", "--batch-size", "4", "--optimizer", "adamw"]  # fmt: skip
+            "2", "--device", "cpu", "--seqlen", "24", "--batch-size", "4",
+            "--optimizer", "adamw"]  # fmt: skip
     assert main.call(line) == 3
     said = capsys.readouterr().err
     assert "the loss isn't finite in step 1" in said
