@@ -52,7 +52,7 @@ def admm(
 
     Raises:
         RequestError: M doesn't divide the width.
-        RunError: a Hessian that isn't finite or positive.
+        RunError: a Hessian that isn't finite.
         ValueError: shapes or count out of range.
 
     Cost: in³ for the inverse, 2 * iterations * out * in² for the products.
@@ -62,7 +62,7 @@ def admm(
     then a Hessian c I gives the magnitude mask and unchanged survivors.
     """
     count = check_layer(weight, hessian, count, pattern, name)
-    scaled = scaled_hessian(hessian, damp, name)
+    scaled = scaled_hessian(hessian, damp)
     dtype = torch.promote_types(weight.dtype, torch.float32)
     dense = weight.detach().to(dtype) * scaled.scale.to(dtype)
     pull = _pull(scaled.matrix, 1 + scaled.damp).to(dtype)

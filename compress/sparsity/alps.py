@@ -51,7 +51,7 @@ def alps(
 
     Raises:
         RequestError: M doesn't divide the width.
-        RunError: a Hessian that isn't finite or positive.
+        RunError: a Hessian that isn't finite.
         ValueError: shapes or count out of range.
 
     Cost: about 10 in³ in float64 for the eigenvalues, 2 * out * in² an iteration.
@@ -62,7 +62,7 @@ def alps(
     changes does.
     """
     count = check_layer(weight, hessian, count, pattern, name)
-    scaled = scaled_hessian(hessian, damp, name)
+    scaled = scaled_hessian(hessian, damp)
     dtype = torch.promote_types(weight.dtype, torch.float32)
     dense = weight.detach().to(dtype) * scaled.scale.to(dtype)
     matrix = scaled.matrix.to(dtype)

@@ -9,10 +9,8 @@ from torch import Tensor
 
 from compress.errors import RunError
 from compress.numerics.select import drop_smallest, keep_n_of_m
+from compress.numerics.solve import damped_definite
 from compress.sparsity.masks import require_width
-
-_RAISES = 3  # how often damping grows tenfold
-_LEAST_DAMP = 1e-4  # what a smaller damping grows from
 
 
 class Pruned(NamedTuple):
@@ -54,35 +52,20 @@ class ScaledHessian(NamedTuple):
         return to_stored((weight.to(change.dtype) + change) * keep, keep, dtype)
 
 
-def scaled_hessian(hessian: Tensor, damp: float, name: str | None = None) -> ScaledHessian:
+def scaled_hessian(hessian: Tensor, damp: float) -> ScaledHessian:
     """Scale a Hessian to a unit diagonal, damp it, and see to it that it is positive definite.
 
     Args:
         hessian: [n, n], Xᵀ X up to a factor, float32 or float64, only read.
         damp: > 0, added to the unit diagonal. Where that isn't enough it grows tenfold, at most
-            three times.
-        name: of the matrix, for messages.
-
-    Raises:
-        RunError: not positive definite for any damping tried.
+            three times; then float64 is tried; then eigenvalues are clamped. The note says which.
     """
     dead = hessian.diagonal() <= 0
     scale = hessian.diagonal().sqrt().masked_fill(dead, 1)
     matrix = hessian / torch.outer(scale, scale)
     matrix.masked_fill_(dead[:, None] | dead, 0).diagonal().fill_(1)
-    for attempt in range(_RAISES + 1):
-        amount = max(damp, _LEAST_DAMP) * 10.0**attempt if attempt else damp
-        # Half the damping must do here: the other half covers the rounding of whoever solves.
-        trial = matrix.clone()
-        trial.diagonal().add_(amount / 2)
-        if not int(torch.linalg.cholesky_ex(trial).info):
-            matrix.diagonal().add_(amount)
-            raised = f"damping {amount:g} instead of {damp:g}" if attempt else None
-            return ScaledHessian(matrix, scale, dead, amount, join(raised, dead_note(dead)))
-    raise RunError(
-        f"`{name or 'matrix'}`: its Hessian isn't positive definite, even with damping {amount:g}",
-        "calibrate with more text, or in float32",
-    )
+    found = damped_definite(matrix, damp)
+    return ScaledHessian(found.matrix, scale, dead, found.damp, join(found.note, dead_note(dead)))
 
 
 def choose(score: Tensor, count: int, pattern: tuple[int, int] | None = None) -> Tensor:

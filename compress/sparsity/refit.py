@@ -12,8 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from compress.errors import RunError
-from compress.sparsity.layer import Pruned, check_layer, scaled_hessian
+from compress.numerics.solve import Solved, solve_definite
+from compress.sparsity.layer import Pruned, check_layer, join, scaled_hessian
 
 # Elements of the systems [R, K, K] solved at once: 128 MB of float32.
 _CHUNK = 2**25
@@ -40,29 +40,35 @@ def refit_exact(
         The layer with the same mask; survivors on inputs that were never active stay.
 
     Raises:
-        RunError: a Hessian that isn't finite or positive.
+        RunError: a Hessian that isn't finite.
         ValueError: shapes that don't fit.
 
     Cost: Σ over rows of kept³ / 3, and kept² to gather.
     """
     check_layer(weight, hessian, int((~keep).sum()), None, name)
-    scaled = scaled_hessian(hessian, damp, name)
+    scaled = scaled_hessian(hessian, damp)
     dense, matrix = _operands(weight, scaled.matrix, scaled.scale)
     change = -dense * ~keep
     wanted = -change @ matrix  # what the kept weights must make up for
     kept = keep.sum(1)
     order = kept.argsort(dim=0, descending=True, stable=True)  # rows of a chunk keep about as many
-    start = 0
+    start = doubled = clamped = 0
     while start < len(order) and int(kept[order[start]]):
         most = int(kept[order[start]])
         rows = order[start : start + max(_CHUNK // most**2, 1)]
         columns = keep[rows].to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]
         real = torch.arange(most, device=keep.device) < kept[rows, None]
-        found = _solve(matrix, columns, real, wanted[rows].gather(1, columns), name)
+        found = _solve(matrix, columns, real, wanted[rows].gather(1, columns))
+        doubled, clamped = doubled + found.doubled, clamped + found.clamped
         # Places that only fill up a row lie on dropped columns, and are zero.
-        change[rows] = change[rows].scatter_add(1, columns, found)
+        change[rows] = change[rows].scatter_add(1, columns, found.values)
         start += len(rows)
-    return Pruned(keep, scaled.changed(weight, change, keep, weight.dtype), scaled.note)
+    note = join(
+        scaled.note,
+        f"{doubled} rows refitted in float64" if doubled else None,
+        f"{clamped} rows refitted with clamped eigenvalues" if clamped else None,
+    )
+    return Pruned(keep, scaled.changed(weight, change, keep, weight.dtype), note)
 
 
 def refit_cg(
@@ -91,7 +97,7 @@ def refit_cg(
     own, since rows are separate problems.
     """
     check_layer(weight, hessian, int((~keep).sum()), None, name)
-    scaled = scaled_hessian(hessian, damp, name)
+    scaled = scaled_hessian(hessian, damp)
     dense, matrix = _operands(weight, scaled.matrix, scaled.scale)
     change = -dense * ~keep
     if start is not None:
@@ -140,21 +146,12 @@ def _operands(weight: Tensor, matrix: Tensor, scale: Tensor) -> tuple[Tensor, Te
     return weight.detach().to(dtype) * scale.to(dtype), matrix.to(dtype)
 
 
-def _solve(
-    matrix: Tensor, columns: Tensor, real: Tensor, wanted: Tensor, name: str | None
-) -> Tensor:
-    """[R, K]: solutions of H_PP δ = wanted, zero where a row has no K-th kept column."""
+def _solve(matrix: Tensor, columns: Tensor, real: Tensor, wanted: Tensor) -> Solved:
+    """Solutions [R, K] of H_PP δ = wanted, zero where a row has no K-th kept column."""
     systems = matrix[columns[:, :, None], columns[:, None, :]]
     systems.mul_(real[:, :, None]).mul_(real[:, None, :])
     systems.diagonal(dim1=1, dim2=2).masked_fill_(~real, 1)
-    lower, info = torch.linalg.cholesky_ex(systems)
-    if bool(info.any()):
-        raise RunError(
-            f"`{name or 'matrix'}`: {int(info.count_nonzero())} rows can't be refitted, their "
-            "Hessian isn't positive definite",
-            "raise --damp, or use --refit cg",
-        )
-    return torch.cholesky_solve((wanted * real)[..., None], lower)[..., 0]
+    return solve_definite(systems, wanted * real)
 
 
 def _ratio(above: Tensor, below: Tensor) -> Tensor:

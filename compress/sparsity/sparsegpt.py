@@ -79,8 +79,11 @@ def sparsegpt(
         multiple = f"and a multiple of M = {pattern[1]}" if pattern is not None else ""
         raise ValueError(f"block size {block_size} must be >= 1 {multiple}".rstrip())
     count = check_layer(weight, hessian, count, pattern, name)
-    dead = hessian.diagonal() == 0
-    factor = damped_inverse_cholesky(hessian + torch.diag(dead.to(hessian.dtype)), damp)
+    dead = hessian.diagonal() <= 0
+    live = hessian.diagonal()[~dead]
+    # Dead inputs get the mean of the others, not 1: damping must not depend on the inputs' scale.
+    fill = live.mean() if len(live) else hessian.new_ones(())
+    factor = damped_inverse_cholesky(hessian + torch.diag(dead.to(hessian.dtype) * fill), damp)
     dtype = torch.promote_types(weight.dtype, torch.float32)
     # Cloned: the transpose of one row is contiguous, and would be the caller's own memory.
     columns = weight.detach().to(dtype).t().clone(memory_format=torch.contiguous_format)

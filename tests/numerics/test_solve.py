@@ -69,7 +69,7 @@ def test_float64_is_tried_before_clamping(monkeypatch):
     monkeypatch.setattr(solve, "_factor", lambda h: factor(h) if h.dtype == torch.float64 else None)
     upper, used, note = damped_inverse_cholesky(gram(8, 30).float(), 0.02)
     assert used == 0.02
-    assert note == "damping 0.02 instead of 0.02, in float64"
+    assert note == "float64 instead of float32, damping 0.02"
     assert upper.dtype == torch.float32
 
 
