@@ -143,8 +143,6 @@ def _optimizer(d: Mapping[str, Any]) -> Callable[[F], F]:
         _name("--adaclip", OPTIMIZER, "stable-spam: scale or clamp entries  [default: scale]"),
         _name("--beta-decay", OPTIMIZER, "stable-spam: none or cosine  [default: none]"),
         _number("--rank", int, "R", OPTIMIZER, "galore, apollo: of the projection"),
-        _name("--quantise", OPTIMIZER,
-              "forward pass in 4 bits, straight-through: none, int4, fp4  [default: none]"),
     )  # fmt: skip
 
 
@@ -186,7 +184,4 @@ def _watching() -> Callable[[F], F]:
         _number("--keep", int, "N", WATCH, "checkpoints that stay until the end  [default: 2]"),
         _number("--skip-nonfinite", int, "N", WATCH,
                 "leave out up to N steps whose loss isn't finite  [default: 0]"),
-        _number("--spikes", float, "X", WATCH,
-                "count gradient entries above X times their mean, 0 is off  [default: 50]"),
-        _name("--inject", WATCH, "make artificial spikes, to test with", "KIND[:RATE[:SCALE]]"),
     )  # fmt: skip

@@ -86,15 +86,12 @@ class TrainSettings:
         objective: ntp, or meap with mask_ratio, mask_token, mask_special, p_schedule; and with sft
             also mask_scope, min_response, sft_mode.
         optimizer: a name of optimizers.OPTIMIZERS, with theta … rank as they apply.
-        quantise: fake-quantise linear layers in the forward pass: int4, fp4 or none.
         norm, post_fraction: where norms stand.
         preset, tokenizer: a model of the papers, and whose tokens it gets.
         init, embed_std: of a random start.
         log_every, save_every, eval_every: in steps; None chooses from the length of the run.
         keep: checkpoints that stay on the disk.
         skip_nonfinite: so many steps whose loss isn't finite are left out before the run ends.
-        spikes: gradient entries above this multiple of their own mean are counted; 0 is off.
-        inject: artificial spikes, KIND or KIND:RATE[:SCALE].
         ppl … speed: what is measured before and after.
         seed: of every random choice.
         device, dtype: where; type of the weights in OUT.
@@ -145,7 +142,6 @@ class TrainSettings:
     adaclip: str | None = None
     beta_decay: str | None = None
     rank: int | None = None
-    quantise: str = "none"
     norm: str | None = None
     post_fraction: float | None = None
     preset: str | None = None
@@ -157,8 +153,6 @@ class TrainSettings:
     eval_every: int | None = None
     keep: int = 2
     skip_nonfinite: int = 0
-    spikes: float = 50.0
-    inject: str | None = None
     ppl: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
     task_dirs: tuple[str, ...] = ()
@@ -271,7 +265,6 @@ class TrainSettings:
             ("bias", self.bias, ("restart", "legacy")),
             ("adaclip", self.adaclip, ("scale", "clamp")),
             ("beta-decay", self.beta_decay, ("none", "cosine")),
-            ("quantise", self.quantise, ("none", "int4", "fp4")),
         ]
         for option, value, known in choices:
             if value is not None and value not in known:
@@ -300,7 +293,7 @@ class TrainSettings:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 yield f"`{_option(name)} {value:g}` isn't a positive number", ""
-        for name in ("weight_decay", "max_grad_norm", "warmup", "spikes"):
+        for name in ("weight_decay", "max_grad_norm", "warmup"):
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
                 yield f"`{_option(name)} {value:g}` isn't 0 or more", ""

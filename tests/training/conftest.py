@@ -69,5 +69,4 @@ def options(text):
         "log_every": 1,
         "save_every": 2,
         "device": "cpu",
-        "spikes": 0.0,
     }

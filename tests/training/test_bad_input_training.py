@@ -30,7 +30,7 @@ def refused(config, text, tmp_path, capsys):
         named = [] if model is None else [str(model)]
         given = [] if data is None else ["--data", str(data)]
         line = [command, *named, "-o", str(place), *given, *length, "--device", "cpu",
-                "--seqlen", "24", "--batch-size", "4"]  # fmt: skip
+                "--seqlen", "24", "--batch-size", "4", "--optimizer", "adamw"]  # fmt: skip
         before = sorted(tmp_path.rglob("*"))
         capsys.readouterr()
         code = main.call([*line, *map(str, arguments)])

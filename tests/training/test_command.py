@@ -265,7 +265,7 @@ def test_the_command_line(config, text, tmp_path):
 
     arguments = [str(config), "-o", str(tmp_path / "out"), "--data", str(text), "--steps", "2",
                  "--batch-size", "2", "--seqlen", "16", "--device", "cpu", "--json",
-                 "--spikes", "0", "--betas", "0.9", "0.99"]  # fmt: skip
+                 "--optimizer", "adamw", "--betas", "0.9", "0.99"]  # fmt: skip
     done = CliRunner().invoke(command, arguments, catch_exceptions=False)
     assert done.exit_code == 0
     found = json.loads(done.stdout)
