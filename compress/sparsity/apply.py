@@ -20,7 +20,7 @@ from compress.checkpoints.workspace import Workspace, copy_companions, writing
 from compress.checkpoints.zeros import has_packed, write_zeros
 from compress.errors import RequestError
 from compress.progress import Progress
-from compress.sparsity.pruner import STREAM, OutlierMeter, Pruner, Target
+from compress.sparsity.pruner import STREAM, Pruner, Target
 from compress.sparsity.refit_block import DENSE
 from compress.sparsity.settings import AlphaPruneSettings
 
@@ -95,29 +95,6 @@ def prune(
     copy_companions(source.companions(), workspace.result)
     notes = (zeros, *pruner.notes())
     return Applied(report.passes, report.peak_bytes, notes, len(report.untouched))
-
-
-def measure_outliers(
-    source: Source,
-    batches: Sequence[dict[str, Tensor]],
-    names: set[str],
-    multiple: float,
-    device: str,
-    progress: Progress,
-) -> dict[str, float]:
-    """OWL's share of outliers of every block, by one dense pass over the calibration set."""
-    meter = OutlierMeter(names, multiple)
-    walk(
-        source,
-        batches,
-        meter,
-        device=device,
-        dtype=compute_dtype(source.dtype, device),
-        streams=(STREAM,),
-        progress=_renamed(progress, "outliers"),
-        propagate="dense",
-    )
-    return meter.shares
 
 
 def _lay_out(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from compress.checkpoints.anatomy import Anatomy, Matrix, read_anatomy
@@ -21,7 +22,7 @@ from compress.checkpoints.save import load, save
 from compress.checkpoints.source import Source, open_source
 from compress.checkpoints.workspace import Workspace, check_output
 from compress.data.batches import given_batches
-from compress.data.packing import CalibrationReport, prepare_calibration
+from compress.data.packing import CalibrationReport, prepare_calibration, token_digest
 from compress.errors import RequestError, near_names
 from compress.evaluation.measures import (
     Measures,
@@ -35,7 +36,8 @@ from compress.reports.clock import Clock
 from compress.reports.headers import header_line, model_line, plan_line
 from compress.reports.receipt import Receipt, write_atomic, write_items
 from compress.sparsity import planning
-from compress.sparsity.apply import Applied, measure_outliers, prune
+from compress.sparsity.allocators.table import ALLOCATORS, OPTIONS
+from compress.sparsity.apply import Applied, prune
 from compress.sparsity.patterns import mixed_note
 from compress.sparsity.result import PruneResult
 from compress.sparsity.settings import AlphaPruneSettings
@@ -47,8 +49,6 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 DEFAULT_SEQLEN = 2048
 PLAN_FILE = "plan.json"
-ALPHA_OPTIONS = ("metric",)
-OWL_OPTIONS = ("owl_multiple", "owl_spread")
 
 
 @dataclass
@@ -65,6 +65,7 @@ class _Job:
     clock: Clock
     notes: list[str] = field(default_factory=list)
     batches: list[dict[str, Tensor]] = field(default_factory=list)
+    held_out: list[dict[str, Tensor]] = field(default_factory=list)
     data: CalibrationReport | None = None
 
 
@@ -136,7 +137,7 @@ def alpha_prune(
         if plan_out is not None:
             made.write(Path(plan_out))
         if wanted is None:
-            return PruneResult(made)
+            return PruneResult(made, beside=planning.beside(made, job.anatomy))
         done = _run(job, made, wanted, resume, overwrite, before)
         if output is None:
             return dataclasses.replace(done, output=None, model=load(wanted))
@@ -216,12 +217,14 @@ def _load_data(job: _Job, batches: Sequence[Mapping[str, Any]] | None, say: Say)
     job.batches, job.data = prepare_calibration(
         settings.calib,
         tokenizer,
-        samples=settings.samples,
+        samples=settings.samples + settings.held_out,
         seqlen=seqlen,
         seed=settings.seed,
         batch_size=settings.batch_size,
         held_out=settings.ppl,
     )
+    if settings.held_out:
+        _hold_out(job)
     if job.data.dropped_documents or job.data.dropped_windows:
         job.notes.append(
             f"calibration: left out {job.data.dropped_documents} documents and "
@@ -238,6 +241,20 @@ def _load_data(job: _Job, batches: Sequence[Mapping[str, Any]] | None, say: Say)
     )
 
 
+def _hold_out(job: _Job) -> None:
+    """Set the last windows aside: the first ones are those of a run that holds none out."""
+    assert job.data is not None
+    settings = job.settings
+    windows = torch.cat([batch["input_ids"] for batch in job.batches])
+    kept, held = windows[: settings.samples], windows[settings.samples :]
+    size = settings.batch_size
+    job.batches = [{"input_ids": part} for part in kept.split(size)]
+    job.held_out = [{"input_ids": part} for part in held.split(size)]
+    job.data = dataclasses.replace(
+        job.data, windows=len(kept), tokens=kept.numel(), digest=token_digest(kept)
+    )
+
+
 def _make_plan(job: _Job, plan: str | Path | Plan | None) -> Plan:
     digest = job.source.digest()
     if isinstance(plan, Plan):
@@ -245,19 +262,19 @@ def _make_plan(job: _Job, plan: str | Path | Plan | None) -> Plan:
     if plan is not None:
         names = [m.name for m in job.matrices]
         return read_plan(Path(plan), command=planning.COMMAND, model_digest=digest, modules=names)
-    measured = planning.measure(
+    ground = planning.ground_of(
         job.source,
         job.anatomy,
         job.matrices,
         job.settings,
-        lambda wanted: measure_outliers(
-            job.source, job.batches, wanted, job.settings.owl_multiple, job.device, job.progress
-        ),
-        job.device,
-        job.progress,
+        batches=job.batches,
+        held_out=job.held_out,
+        device=job.device,
+        progress=job.progress,
     )
+    measured = planning.measure(ground)
     job.notes.extend(measured.warnings)
-    made = planning.make_plan(job.matrices, measured, job.settings, digest)
+    made = planning.make_plan(ground, measured, digest)
     job.notes.extend(filter(None, [mixed_note(made)]))
     return made
 
@@ -361,16 +378,25 @@ def _receipt(
         },
         notes=[*walked.notes[:1], *job.notes, *walked.notes[1:]],
         calibration=job.data.as_dict() if job.data else None,
+        allocation=_allocation(job, plan),
     )
+
+
+def _allocation(job: _Job, plan: Plan) -> dict[str, Any]:
+    """The shares by block beside those of uniform and of a straight line; what was searched."""
+    found = planning.beside(plan, job.anatomy)
+    search = plan.options.get("search")
+    return {**found, "search": search} if search else found
 
 
 def _effective(job: _Job, plan: Plan) -> dict[str, Any]:
     """The settings, without those that did not act; of a given plan, those that made its shares."""
     settings = job.settings.as_dict()
     rule = str(plan.options.get("allocation") or job.settings.rule)
-    settings |= {key: plan.options.get(key, settings[key]) for key in ("metric", "epsilon")}
-    idle = {"alpha": OWL_OPTIONS, "owl": ALPHA_OPTIONS}.get(rule, (*ALPHA_OPTIONS, *OWL_OPTIONS))
-    return {**settings, "allocation": rule, **dict.fromkeys(idle)}
+    acting = ALLOCATORS[rule].options if rule in ALLOCATORS else ()
+    idle = dict.fromkeys(name for name in OPTIONS if name not in acting)
+    told = {name: plan.options.get(name, settings[name]) for name in acting}
+    return {**settings, **told, **idle, "allocation": rule}
 
 
 def _describe_model(job: _Job) -> str:
@@ -388,8 +414,9 @@ def _describe_plan(plan: Plan, settings: AlphaPruneSettings, given: bool) -> str
         rule = "shares of the plan given"
     elif settings.nm:
         rule = f"{settings.pattern} everywhere"
-    elif settings.rule == "alpha":
-        rule = f"{settings.metric} by {settings.granularity}"
-    else:
+    elif settings.rule == "uniform":
         rule = settings.rule
+    else:
+        rule = f"{settings.metric if settings.rule == 'alpha' else settings.rule}"
+        rule += " by block and matrix" if settings.grain == "mixed" else f" by {settings.grain}"
     return plan_line(settings.method, rule, plan.rows, mixed_note(plan) or "")

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from compress.checkpoints.anatomy import Anatomy, Matrix
 from compress.checkpoints.plan import Plan
 from compress.checkpoints.source import Source
 from compress.errors import RequestError
 from compress.numerics.allocation import to_counts
-from compress.progress import Progress
-from compress.sparsity.allocators import by_metric, by_outliers
+from compress.sparsity.allocators.ground import Ground, Measured, block_shares
+from compress.sparsity.allocators.maps import by_line, shifted, steepest
+from compress.sparsity.allocators.table import ALLOCATORS, shares_of, shown_values
 from compress.sparsity.patterns import (
     mixed_bounds,
     mixed_rows,
@@ -25,26 +26,8 @@ from compress.sparsity.patterns import (
 )
 from compress.sparsity.pruner import Target
 from compress.sparsity.settings import AlphaPruneSettings
-from compress.spectra.measure import measure_spectra
-from compress.spectra.metrics import METRICS
 
 COMMAND = "alpha-prune"
-PEAK_METRICS = {"alpha_peak", "alpha_peak_strict"}
-PEAK_NEEDS = 200  # two eigenvalues a bin; below, the fullest bin is an accident
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What an allocation rests on.
-
-    Attributes:
-        values: matrix name to its metric (alpha) or its block's share of outliers (owl); empty
-            for uniform.
-        warnings: what was odd about a matrix, for the receipt.
-    """
-
-    values: Mapping[str, float]
-    warnings: tuple[str, ...] = ()
 
 
 def choose_matrices(anatomy: Anatomy, skip: Sequence[str]) -> list[Matrix]:
@@ -66,84 +49,60 @@ def choose_matrices(anatomy: Anatomy, skip: Sequence[str]) -> list[Matrix]:
     return chosen
 
 
-def measure(
+def ground_of(
     source: Source,
     anatomy: Anatomy,
     matrices: Sequence[Matrix],
     settings: AlphaPruneSettings,
-    outliers: Callable[[set[str]], Mapping[str, float]],
-    device: str,
-    progress: Progress,
-) -> Measured:
+    **given: Any,
+) -> Ground:
+    """What the allocation may rest on; `given` are further fields of Ground."""
+
+    def pruned(shares: Tensor) -> dict[str, Target]:
+        plan = Plan(COMMAND, "", _rows(matrices, shares, {}, "", settings))
+        return targets(plan, anatomy)
+
+    return Ground(source, anatomy, matrices, settings, _bounds(settings), targets=pruned, **given)
+
+
+def measure(ground: Ground) -> Measured:
     """Measure what the allocation needs, and nothing where it needs nothing.
 
-    Args:
-        outliers: makes OWL's share of outliers by block name, given the matrices that count; a
-            walk over the calibration set that is only made when asked for.
+    Raises:
+        RequestError: the sparsity is outside the bounds, found before anything is measured.
     """
-    if settings.rule == "owl":
-        shares = outliers({m.name for m in matrices})
-        return Measured({m.name: shares[m.block] for m in matrices if m.block in shares})
-    if settings.rule == "uniform":
-        return Measured({})
-    wanted = {m.name for m in matrices}
-    rows = measure_spectra(
-        source,
-        anatomy,
-        metrics=[settings.metric],
-        device=device,
-        exact=settings.esd_exact,
-        progress=progress,
-    )
-    rows = [row for row in rows if row.module in wanted]
-    values = {row.module: row.metrics[settings.metric] for row in rows}
-    if settings.granularity == "block":
-        values = block_means(values, matrices)
-    warnings = [f"{row.module}: {row.warning}" for row in rows if row.warning]
-    small = [row for row in rows if min(row.shape) < PEAK_NEEDS]
-    if small and settings.metric in PEAK_METRICS:
-        warnings.append(
-            f"{settings.metric} rests on the peak of a histogram of 100 bins, and {len(small)} of "
-            f"{len(rows)} matrices have fewer than {PEAK_NEEDS} eigenvalues: their values are "
-            "mostly noise; `--metric alpha_mid` needs no histogram"
-        )
-    return Measured(values, tuple(warnings))
+    if ground.settings.nm is not None:
+        return Measured()
+    _reached(lambda: shifted([0.0], [1], ground.settings.share, bounds=ground.bounds), ground)
+    return ALLOCATORS[ground.settings.rule].measure(ground)
 
 
-def block_means(values: Mapping[str, float], matrices: Sequence[Matrix]) -> dict[str, float]:
-    """Give every matrix the unweighted mean of its block."""
-    blocks: dict[str, list[float]] = {}
-    for matrix in matrices:
-        blocks.setdefault(matrix.block, []).append(values[matrix.name])
-    means = {name: sum(v) / len(v) for name, v in blocks.items()}
-    return {m.name: means[m.block] for m in matrices}
-
-
-def make_plan(
-    matrices: Sequence[Matrix], measured: Measured, settings: AlphaPruneSettings, digest: str
-) -> Plan:
+def make_plan(ground: Ground, measured: Measured, digest: str) -> Plan:
     """Turn measurements into exact counts of zeros.
 
     Raises:
         RequestError: the sparsity can't be reached within the bounds (the range is named), or a
             pattern doesn't divide a matrix's width.
     """
+    settings, matrices = ground.settings, ground.matrices
+    options = plan_options(settings)
     if settings.nm is not None:
-        rows = pattern_rows(matrices, *settings.nm)
-    else:
-        rows = _share_rows(matrices, measured, settings)
-    options = {k: v for k, v in settings.as_dict().items() if k in _PLAN_OPTIONS}
-    options |= {"sparsity": settings.share, "allocation": settings.rule}
+        return Plan(COMMAND, digest, pattern_rows(matrices, *settings.nm), options)
+    shares = _reached(lambda: shares_of(measured, ground), ground)
+    rows = _rows(matrices, shares, shown_values(measured), measured.column, settings)
     if settings.mixed is not None:
-        rows = mixed_rows(rows, matrices, settings.mixed, settings.share, _bounds(settings))
         options["reached"] = sum(r["zeros"] for r in rows) / sum(r["size"] for r in rows)
+    if measured.record:
+        options["search"] = dict(measured.record)
     return Plan(COMMAND, digest, rows, options)
 
 
-_PLAN_OPTIONS = {
-    "allocation", "metric", "epsilon", "granularity", "pattern", "min_sparsity", "max_sparsity",
-    "owl_multiple", "owl_spread",
-}  # fmt: skip
+def plan_options(settings: AlphaPruneSettings) -> dict[str, Any]:
+    """The settings that shaped a plan: those of every allocation and those of its own."""
+    acting = {"pattern", "min_sparsity", "max_sparsity", *ALLOCATORS[settings.rule].options}
+    options = {k: v for k, v in settings.as_dict().items() if k in acting}
+    named = {"sparsity": settings.share, "allocation": settings.rule, "granularity": settings.grain}
+    return options | named
 
 
 def _bounds(settings: AlphaPruneSettings) -> tuple[float, float]:
@@ -151,38 +110,72 @@ def _bounds(settings: AlphaPruneSettings) -> tuple[float, float]:
     return bounds if settings.mixed is None else mixed_bounds(settings.mixed, bounds)
 
 
-def _share_rows(
-    matrices: Sequence[Matrix], measured: Measured, settings: AlphaPruneSettings
-) -> list[dict[str, Any]]:
-    sizes = [m.shape[0] * m.shape[1] for m in matrices]
-    bounds = _bounds(settings)
-    values = [measured.values.get(m.name, 0.0) for m in matrices]
+def _reached(make: Callable[[], Tensor], ground: Ground) -> Tensor:
     try:
-        if settings.rule == "owl":
-            shares = by_outliers(
-                values, sizes, settings.share, spread=settings.owl_spread, bounds=bounds
-            )
-        else:
-            # Uniform is the same map without a spread: equal ratios, the same bounds and rounding.
-            sign = METRICS[settings.metric].sign if settings.rule == "alpha" else 1
-            shares = by_metric(
-                values, sizes, settings.share, epsilon=settings.epsilon, bounds=bounds, sign=sign
-            )
-        counts = to_counts(shares, torch.tensor(sizes), settings.share)
+        return make()
     except ValueError as error:
         raise RequestError(
-            f"`--sparsity {settings.share:g}` can't be reached: {error}",
-            "change --sparsity, --min-sparsity, --max-sparsity or --epsilon",
+            f"`--sparsity {ground.settings.share:g}` can't be reached: {error}",
+            "change --sparsity, --min-sparsity or --max-sparsity",
         ) from error
+
+
+def _rows(
+    matrices: Sequence[Matrix],
+    shares: Tensor,
+    values: Mapping[str, float],
+    column: str,
+    settings: AlphaPruneSettings,
+) -> list[dict[str, Any]]:
+    """Rows of a plan for shares [n], with the values that they rest on in a column."""
+    sizes = torch.tensor([m.numel for m in matrices])
+    counts = to_counts(shares, sizes, settings.share)
     rows = []
     for matrix, count in zip(matrices, counts.tolist()):
         row = zeros_row(matrix, count)
-        if matrix.name in measured.values:
-            row["outliers" if settings.rule == "owl" else settings.metric] = round(
-                measured.values[matrix.name], 6
-            )
+        if column and matrix.name in values:
+            row[column] = float(f"{values[matrix.name]:.7g}")
         rows.append(row)
-    return rows
+    if settings.mixed is None:
+        return rows
+    return mixed_rows(rows, matrices, settings.mixed, settings.share, _bounds(settings))
+
+
+def beside(plan: Plan, anatomy: Anatomy) -> dict[str, Any]:
+    """What uniform shares and a straight line give each block, to stand beside a plan's own.
+
+    The line is ATP's with half the steepest slope that the bounds allow, unless the plan is ATP's
+    own: it isn't searched, only a yardstick of how far from a plain line the plan is.
+
+    Returns:
+        "blocks", "shares" by allocation (the plan's own first), and the line's "beta"; nothing for
+        a plan whose shares are equal by themselves.
+    """
+    rule = str(plan.options.get("allocation") or "plan")
+    matrices = [anatomy.matrix(row["module"]) for row in plan.rows]
+    if rule == "uniform" or not matrices:
+        return {}
+    blocks = list(dict.fromkeys(m.block for m in matrices))
+    groups, sizes = [m.block for m in matrices], [m.numel for m in matrices]
+    total = sum(row["zeros"] for row in plan.rows) / sum(sizes)
+    bounds = (plan.options.get("min_sparsity", 0.0), plan.options.get("max_sparsity", 1.0))
+    own = [row["zeros"] / size for row, size in zip(plan.rows, sizes)]
+    made = {rule: own, "uniform": [total] * len(sizes)}
+    found: dict[str, Any] = {"blocks": blocks}
+    if rule != "atp" and bounds[0] <= total <= bounds[1]:
+        beta = steepest(total, len(blocks), bounds) / 2
+        made["atp"] = by_line(groups, sizes, total, beta, bounds=bounds).tolist()
+        found["line"] = {"beta": beta, "searched": False}
+    found["shares"] = {name: _by_block(shares, matrices, blocks) for name, shares in made.items()}
+    return found
+
+
+def _by_block(
+    shares: Sequence[float], matrices: Sequence[Matrix], blocks: Sequence[str]
+) -> list[float]:
+    means = block_shares(dict(zip((m.name for m in matrices), shares)), matrices)
+    first = {m.block: means[m.name] for m in matrices}
+    return [round(first[block], 6) for block in blocks]
 
 
 def targets(plan: Plan, anatomy: Anatomy) -> dict[str, Target]:

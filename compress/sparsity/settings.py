@@ -7,12 +7,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from compress.errors import RequestError
+from compress.sparsity.allocators.table import ALLOCATORS, OPTIONS
 from compress.sparsity.patterns import parse_pattern
 from compress.sparsity.refit_block import BlockRefit
 
 METHODS = ("magnitude", "wanda", "sparsegpt", "ria", "admm", "alps", "dsnot")
 REFITS = ("none", "exact", "cg", "block")
-ALLOCATIONS = ("alpha", "uniform", "owl")
+ALLOCATIONS = tuple(ALLOCATORS)
 FORMATS = ("dense", "bitmask")
 PROPAGATION = ("pruned", "dense", "true-sequential")
 
@@ -25,11 +26,14 @@ class AlphaPruneSettings:
         sparsity: fraction of the blocks' weights to remove, in [0, 1).
         method: how weights are chosen in a matrix, one of METHODS.
         refit: how the weights that a mask keeps get new values, one of REFITS.
-        refit_steps, refit_lr: of the refit of whole blocks: steps of Adam and learning rate.
-        allocation: how much each matrix loses: alpha, uniform or owl.
+        refit_steps, refit_lr: of the refit of whole blocks: steps of Adam, and learning rate as a
+            share of a matrix's root mean square weight.
+        allocation: how much each matrix loses, a name of ALLOCATORS.
         metric: shape metric of the alpha allocation, a name of spectra.METRICS.
-        epsilon: half the spread of the ratios around 1 (alpha), in [0, 1).
-        granularity: one share per `block` or per `matrix` (alpha).
+        metric_sign: 1 prunes a larger metric more, -1 less; auto is the metric's own sign.
+        epsilon: half the spread of the ratios around 1 (alpha, farms), in [0, 1).
+        granularity: one share per `block` or per `matrix`, or `mixed`, the mean of both; None is
+            the allocator's own.
         pattern: "N:M", keep N of every M consecutive inputs; the shares are then equal. "mixed:M"
             gives each matrix the N that its share is nearest to.
         channel_permutation: reorder the channels inside blocks so that the pattern keeps more.
@@ -41,7 +45,13 @@ class AlphaPruneSettings:
         propagate: what later blocks see: `pruned` outputs, `dense` ones, or `true-sequential`.
         damp: of the Hessians of sparsegpt, admm, alps and the refit.
         block_size: SparseGPT's column block.
+        farms_window, farms_aspect, farms_grid: rows of FARMS' windows, columns per row, and places
+            along each side.
         owl_multiple, owl_spread: OWL's M and lambda.
+        dlp_mean, dlp_spread: DLP's `mean` or `median` of the scores, and its a (None: by sparsity).
+        atp_beta: rise of ATP's line from block to block, or auto: searched.
+        atp_candidates: slopes that the search tries.
+        atp_held_out: windows held out for the search; None is an eighth of samples, at least 4.
         esd_exact: eigenvalues by fp64 singular values instead of Gram matrices.
         ppl, tasks, task_dirs, limit, stride, eval_seqlen, speed: what is measured before and after.
         seed: of every random choice.
@@ -53,11 +63,12 @@ class AlphaPruneSettings:
     method: str = "wanda"
     refit: str = "none"
     refit_steps: int = 100
-    refit_lr: float = 1e-4
+    refit_lr: float = 0.01
     allocation: str | None = None
     metric: str = "alpha_peak"
+    metric_sign: str | int = "auto"
     epsilon: float = 0.3
-    granularity: str = "block"
+    granularity: str | None = None
     pattern: str | None = None
     channel_permutation: bool = False
     min_sparsity: float = 0.0
@@ -70,8 +81,16 @@ class AlphaPruneSettings:
     propagate: str = "pruned"
     damp: float = 0.01
     block_size: int = 128
+    farms_window: int = 2000
+    farms_aspect: float = 1.0
+    farms_grid: int = 10
     owl_multiple: float = 5.0
     owl_spread: float = 0.08
+    dlp_mean: str = "mean"
+    dlp_spread: float | None = None
+    atp_beta: str | float = "auto"
+    atp_candidates: int = 6
+    atp_held_out: int | None = None
     esd_exact: bool = False
     ppl: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
@@ -115,6 +134,18 @@ class AlphaPruneSettings:
         return self.allocation or ("uniform" if fixed else "alpha")
 
     @property
+    def grain(self) -> str:
+        """What has a share of its own: block, matrix or mixed."""
+        return self.granularity or ALLOCATORS[self.rule].grains[0]
+
+    @property
+    def held_out(self) -> int:
+        """Windows of calibration text that are held out for a search."""
+        if self.rule != "atp" or self.atp_beta != "auto":
+            return 0
+        return max(4, self.samples // 8) if self.atp_held_out is None else self.atp_held_out
+
+    @property
     def needs_inputs(self) -> bool:
         """Whether pruning needs the inputs of the matrices."""
         return self.method != "magnitude" or self.refit != "none" or self.channel_permutation
@@ -129,7 +160,8 @@ class AlphaPruneSettings:
     @property
     def needs_data(self) -> bool:
         """Whether calibration text is read at all."""
-        return self.needs_inputs or self.rule == "owl"
+        measured = self.held_out > 0 if self.rule == "atp" else ALLOCATORS[self.rule].data
+        return self.needs_inputs or measured
 
     def check(self, metrics: tuple[str, ...]) -> None:
         """Refuse what can't be meant, all faults in one error.
@@ -143,6 +175,7 @@ class AlphaPruneSettings:
         faults = [
             *self._name_faults(metrics),
             *self._number_faults(),
+            *self._allocation_faults(),
             *self._pattern_faults(),
             *self._replay_faults(),
         ]
@@ -158,7 +191,8 @@ class AlphaPruneSettings:
             ("refit", self.refit, REFITS),
             ("allocation", self.rule, ALLOCATIONS),
             ("metric", self.metric, metrics),
-            ("granularity", self.granularity, ("block", "matrix")),
+            ("metric-sign", str(self.metric_sign), ("auto", "1", "-1")),
+            ("dlp-mean", self.dlp_mean, ("mean", "median")),
             ("propagate", self.propagate, PROPAGATION),
             ("format", self.format, FORMATS),
         ]
@@ -191,6 +225,66 @@ class AlphaPruneSettings:
                 faults.append((f"`--{option} {value}` is less than 1", ""))
         if not self.damp > 0:
             faults.append((f"`--damp {self.damp:g}` isn't positive", "the default is 0.01."))
+        return faults
+
+    def _allocation_faults(self) -> list[tuple[str, str]]:
+        """What can't be meant of the options of single allocators."""
+        if self.rule not in ALLOCATORS:
+            return []
+        mine = ALLOCATORS[self.rule]
+        faults = [
+            (
+                f"`--{name.replace('_', '-')} {getattr(self, name)}` can't act with "
+                f"`--allocation {self.rule}`",
+                f"it acts with {', '.join(k for k, a in ALLOCATORS.items() if name in a.options)}.",
+            )
+            for name in OPTIONS
+            if name not in mine.options and getattr(self, name) != getattr(type(self), name)
+        ]
+        if self.granularity is not None and self.granularity not in mine.grains:
+            faults.append(
+                (
+                    f"`--granularity {self.granularity}` can't act with `--allocation {self.rule}`",
+                    f"it takes {', '.join(mine.grains)}.",
+                )
+            )
+        if self.dlp_spread is not None and not 0 <= self.dlp_spread < 1:
+            faults.append((f"`--dlp-spread {self.dlp_spread:g}` is outside [0, 1)", ""))
+        if not 0 <= self.owl_spread < 1:
+            faults.append((f"`--owl-spread {self.owl_spread:g}` is outside [0, 1)", ""))
+        if not self.owl_multiple > 0:
+            faults.append((f"`--owl-multiple {self.owl_multiple:g}` isn't positive", ""))
+        if self.farms_window < 2 or self.farms_grid < 1 or not 0 < self.farms_aspect < float("inf"):
+            faults.append(
+                (
+                    f"FARMS windows of {self.farms_window} rows, {self.farms_aspect:g} columns a "
+                    f"row, {self.farms_grid} places a side can't be",
+                    "2, a positive number and 1 are the least.",
+                )
+            )
+        return faults + self._atp_faults()
+
+    def _atp_faults(self) -> list[tuple[str, str]]:
+        faults = []
+        for option, value in (
+            ("atp-candidates", self.atp_candidates),
+            ("atp-held-out", self.atp_held_out),
+        ):
+            if value is not None and value < 1:
+                faults.append((f"`--{option} {value}` is less than 1", ""))
+        try:
+            slope = 0.0 if self.atp_beta == "auto" else float(self.atp_beta)
+        except ValueError:
+            slope = float("nan")
+        if not 0 <= slope < float("inf"):
+            faults.append(
+                (
+                    f"`--atp-beta {self.atp_beta}` is neither auto nor a number >= 0",
+                    "0.01 lets each block lose 1 % more than the one before.",
+                )
+            )
+        elif self.atp_beta != "auto" and self.atp_held_out is not None:
+            faults.append(("`--atp-held-out` can't act with a given `--atp-beta`", ""))
         return faults
 
     def _replay_faults(self) -> list[tuple[str, str]]:

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from compress.sparsity.allocators import by_metric, by_outliers, outlier_share
+from compress.sparsity.allocators import by_metric, outlier_share
+from compress.sparsity.allocators.maps import by_spread
 
 
 def mean(shares, sizes):
@@ -68,20 +69,20 @@ def slow_owl(outliers, sparsity, spread):
 
 def test_owl_is_the_papers_rule_for_equal_blocks():
     outliers = [3.0, 1.0, 0.5, 2.0]
-    shares = by_outliers(outliers, [7, 7, 7, 7], 0.7, spread=0.08)
+    shares = by_spread(outliers, [7, 7, 7, 7], 0.7, spread=0.08)
     assert shares.tolist() == pytest.approx(slow_owl(outliers, 0.7, 0.08))
 
 
 def test_owl_keeps_the_mean_for_unequal_blocks_and_spares_outliers():
     outliers, sizes = [3.0, 1.0, 0.5, 2.0], [1, 9, 5, 2]
-    shares = by_outliers(outliers, sizes, 0.7)
+    shares = by_spread(outliers, sizes, 0.7, spread=0.08)
     assert mean(shares, sizes) == pytest.approx(0.7)
     assert int(shares.argmin()) == 0
     assert int(shares.argmax()) == 2
 
 
 def test_owl_with_equal_blocks_is_uniform():
-    assert by_outliers([1.0, 1.0], [3, 5], 0.4).tolist() == pytest.approx([0.4, 0.4])
+    assert by_spread([1.0, 1.0], [3, 5], 0.4, spread=0.08).tolist() == pytest.approx([0.4, 0.4])
 
 
 def test_outlier_share_counts_over_the_whole_block():
