@@ -265,3 +265,28 @@ def test_a_heat_map_shows_numbers_where_there_is_room():
     assert "░░0.00" in drawn
     assert "██1.00" in drawn
     assert "nan" not in drawn
+
+
+# the door
+
+
+def test_the_door_of_depth(llama):
+    from click.testing import CliRunner
+
+    from compress.cli.inspect import command
+
+    run = CliRunner().invoke
+    arguments = ["--depth", "--samples", "2", "--seqlen", "16", "--device", "cpu", "--json"]
+    done = run(command, [str(llama), *arguments])
+    assert done.exit_code == 0, done.output
+    rows = json.loads(done.stdout)["rows"]
+    assert {"variance", "gradient", "gradient_2d", "distance", "loss_increase"} <= set(rows[0])
+    for wrong, words in (
+        (["--data", "demo"], "`--data` needs `--depth`"),
+        (["--depth", "--module", "x"], "`--module` does nothing with `--depth`"),
+        (["--depth", "--csv", "x.csv"], "`--csv` does nothing with `--depth`"),
+        (["--depth", "--mp-fit"], "`--mp-fit` does nothing"),
+    ):
+        failed = run(command, [str(llama), *wrong])
+        assert isinstance(failed.exception, RequestError)
+        assert words in failed.exception.message
