@@ -38,6 +38,17 @@ COMMANDS: dict[str, Entry] = {
         "zero weights, layer by layer, by the shape of their spectra",
         "compress.cli.alpha_prune",
     ),
+    "train-spam": Entry(
+        "Train",
+        "SPAM, Stable-SPAM and their baselines: an Adam that survives spikes",
+        "compress.cli.train_spam",
+    ),
+    "train-meap": Entry(
+        "Train", "next-token prediction on partly masked input", "compress.cli.train_meap"
+    ),
+    "train-mixln": Entry(
+        "Train", "norms placed so that deep layers stay useful", "compress.cli.train_mixln"
+    ),
     "inspect": Entry(
         "Measure",
         "spectra, anatomy and size of a checkpoint; changes nothing",
