@@ -10,15 +10,12 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from compress.calibration.statistics import ColumnNorms
 from compress.checkpoints.anatomy import Block, Matrix
 from compress.checkpoints.replay import BlockRuns
 from compress.checkpoints.walk import BlockWeights
 from compress.errors import RequestError
-from compress.sparsity.allocators import OWL_MULTIPLE, outlier_share
 from compress.sparsity.channel_folding import Folding
 from compress.sparsity.journal import Journal
-from compress.sparsity.masks import wanda_score
 from compress.sparsity.methods import (
     Layer,
     Statistic,
@@ -249,41 +246,3 @@ class Pruner:
             view.masked_fill_(~pruned.mask, 0)
         else:
             view.copy_(pruned.weight)
-
-
-class OutlierMeter:
-    """Measures OWL's share of outlying Wanda scores of every block of the dense model.
-
-    Args:
-        names: the matrices that count.
-        multiple: M, how many times the mean an outlier is.
-    """
-
-    def __init__(self, names: set[str], multiple: float = OWL_MULTIPLE) -> None:
-        self.names = names
-        self.multiple = multiple
-        self.shares: dict[str, float] = {}
-        self._statistics = InputStatistics(ColumnNorms)
-
-    def stages(self, block: Block) -> list[list[str]]:
-        """All counted matrices of the block at once."""
-        counted = [m.name for m in block.matrices if m.name in self.names]
-        return [counted] if counted else []
-
-    def observe(self, matrix: Matrix, inputs: dict[str, Tensor], keep: Tensor | None) -> None:
-        """Account one batch of inputs [rows, in]."""
-        self._statistics.add(matrix.name, inputs[STREAM])
-
-    def edit(self, block: Block, names: Sequence[str], weights: BlockWeights) -> None:
-        """Measure; nothing is changed."""
-        scores = []
-        for name in names:
-            norms = self._statistics.get(name)
-            if norms is not None:
-                scores.append(wanda_score(weights.view(name, STREAM), norms))
-        if scores:
-            self.shares[block.name] = outlier_share(scores, self.multiple)
-
-    def finish(self, block: Block, weights: BlockWeights) -> None:
-        """Drop the block's statistics."""
-        self._statistics.clear()
