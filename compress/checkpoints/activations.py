@@ -43,6 +43,9 @@ class Activations:
         on_block: told of every block output that is passed on.
         on_output: told of what the model returns, as soon as it does; it isn't kept.
         observed: so many of the batches, the first ones, are observed; None is all.
+        chunks: of each observed batch, the number of its chunk, which the observer is told before
+            the chunk's first batch; None is one chunk.
+        first: number of the first batch, where others before it run elsewhere.
 
     Attributes:
         model: the model.
@@ -60,6 +63,8 @@ class Activations:
         on_block: OnBlock | None = None,
         on_output: OnOutput | None = None,
         observed: int | None = None,
+        chunks: Sequence[int] | None = None,
+        first: int = 0,
     ) -> None:
         self.streams = list(streams)
         self.block_runs = 0
@@ -68,6 +73,7 @@ class Activations:
         self._order = {name: index for index, name in enumerate(blocks)}
         self._on_block, self._on_output = on_block, on_output
         self._observed = len(batches) if observed is None else observed
+        self._chunks, self._first = chunks, first
         self._gates = Gates(model, blocks)
         self._paddings = [BatchPadding(batch, model, device) for batch in batches]
         options = without_cache(model)
@@ -120,10 +126,14 @@ class Activations:
         """
         block, units = weights.block, self._units(weights)
         finite, gathering = FiniteCheck(block.name), Gathering(observer, units)
+        chunk = None
         with InputTaps(self.model, matrices, gathering.seen) as taps:
             for index in self._waiting(units, block.name):
                 if index >= self._observed:
                     continue
+                if self._chunks is not None and self._chunks[index] != chunk:
+                    chunk = self._chunks[index]
+                    gathering.begin_chunk(chunk)
                 padding = self._paddings[index]
                 own = padding.own(block.name)
                 for unit in units:
@@ -248,10 +258,10 @@ class Activations:
     def _answer(
         self, block: Block, unit: list[str], index: int, output: object, finite: FiniteCheck
     ) -> None:
-        finite.add(output, self._paddings[index].own(block.name), unit[0], index)
+        finite.add(output, self._paddings[index].own(block.name), unit[0], self._first + index)
         for stream in unit:
             if self._on_block is not None:
-                self._on_block(block, stream, index, output)
+                self._on_block(block, stream, self._first + index, output)
             self._advance(stream, index, output)
 
     def _advance(self, stream: str, index: int, answer: object) -> None:
@@ -261,7 +271,7 @@ class Activations:
         if forward.call is None:
             output, forward.output = forward.output, None
             if self._on_output is not None:
-                self._on_output(stream, index, output)
+                self._on_output(stream, self._first + index, output)
 
     def _units(self, weights: BlockWeights) -> list[list[str]]:
         """Return the streams grouped by equal inputs and equal weights of this block."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -20,6 +20,14 @@ class Observer(Protocol):
 
     def observe(self, matrix: Matrix, inputs: dict[str, Tensor], keep: Tensor | None) -> None:
         """Take one batch's inputs of a matrix, by stream."""
+
+
+@runtime_checkable
+class Chunked(Protocol):
+    """An observer whose sums are made chunk by chunk of the batches."""
+
+    def begin_chunk(self, chunk: int) -> None:
+        """Hear that the batches that come next are of another chunk: its number, in order."""
 
 
 class Gathering:
@@ -40,6 +48,11 @@ class Gathering:
         self._keep: Tensor | None = None
         self._waiting: dict[tuple[str, int], tuple[Matrix, dict[str, Tensor]]] = {}
         self._counts: dict[str, int] = {}
+
+    def begin_chunk(self, chunk: int) -> None:
+        """Announce that the batches that come next are of another chunk."""
+        if isinstance(self._observer, Chunked):
+            self._observer.begin_chunk(chunk)
 
     def begin(self, unit: Sequence[str], keep: Tensor | None) -> None:
         """Announce whose inputs of which batch come next."""

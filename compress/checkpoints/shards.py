@@ -24,6 +24,7 @@ from transformers.core_model_loading import dot_natural_key, revert_weight_conve
 from compress.checkpoints.durable import sync, writing
 from compress.checkpoints.source import Source
 from compress.checkpoints.tensorfiles import StoredTensor, file_tensors
+from compress.errors import RunError
 
 _SUFFIX = ".safetensors"
 _NOTE = "compress"
@@ -40,6 +41,7 @@ class ShardWriter:
         max_shard_size: largest file that `join` makes, such as "5GB".
         keep: the checkpoint whose dtypes are kept, tensor by tensor, whatever the walk computes in;
             None writes the dtypes that come.
+        reads_only: another process writes there; nothing is made or removed.
     """
 
     def __init__(
@@ -49,12 +51,16 @@ class ShardWriter:
         mapping: Sequence[Any] | None = None,
         max_shard_size: int | str = "5GB",
         keep: Source | None = None,
+        *,
+        reads_only: bool = False,
     ) -> None:
         self.directory = Path(directory)
         self.model = model
         self.mapping = mapping
         self.max_shard_size = max_shard_size
         self.keep = keep
+        if reads_only:
+            return
         self.directory.mkdir(parents=True, exist_ok=True)
         for left in self.directory.glob("*.tmp*"):
             left.unlink()
@@ -134,8 +140,18 @@ class ShardWriter:
         return {_decode(path.stem) for path in self.directory.glob(f"*{_SUFFIX}")}
 
     def read(self, part: str) -> dict[str, Tensor]:
-        """Return a part's tensors by stock name, memory-mapped; `BlockLoader.load` takes them."""
-        return load_file(self._path(part))
+        """Return a part's tensors by stock name, memory-mapped; `BlockLoader.load` takes them.
+
+        Raises:
+            RunError: the part isn't there, as on a machine that doesn't see rank 0's files.
+        """
+        path = self._path(part)
+        if not path.is_file():
+            raise RunError(
+                f"`{path}` isn't there, though it has been written",
+                "OUT must lie on a file system that all machines of the run share",
+            )
+        return load_file(path)
 
     def note(self, part: str) -> dict[str, Any]:
         """Return what `write` was given as the part's note."""

@@ -27,6 +27,7 @@ from compress.checkpoints.replay import BlockRuns, Replaying
 from compress.checkpoints.shards import ShardWriter
 from compress.checkpoints.source import Source
 from compress.errors import RequestError, RunError, near_names
+from compress.numerics.ranks import ALONE, Team, chunks
 from compress.progress import Progress, silent
 
 __all__ = ["BlockWeights", "Method", "NotKept", "WalkReport", "open_writer", "walk"]
@@ -71,6 +72,7 @@ class WalkReport:
             largest allocation there.
         untouched: (matrix or parameter, reason) of what was not edited.
         resumed: blocks that an earlier run had finished.
+        sent_bytes: of tensors, sent between the ranks of a team.
     """
 
     passes: float = 0.0
@@ -78,6 +80,7 @@ class WalkReport:
     peak_bytes: int = 0
     untouched: list[tuple[str, str]] = field(default_factory=list)
     resumed: int = 0
+    sent_bytes: int = 0
 
 
 def open_writer(
@@ -86,6 +89,7 @@ def open_writer(
     *,
     dtype: torch.dtype | None = None,
     max_shard_size: int | str = "5GB",
+    team: Team = ALONE,
 ) -> ShardWriter:
     """Return a writer for the parts of `source`'s model, with the names of its own files.
 
@@ -95,12 +99,15 @@ def open_writer(
         dtype: of the written weights, as the walk is given it; None keeps each tensor's dtype on
             disk, whatever the walk computes in.
         max_shard_size: largest file of the joined result.
+        team: rank 0's writer writes; those of the other ranks read what it has written.
     """
     model = skeleton(source, dtype)
     blocks = [block.name for block in read_anatomy(model).blocks]
     loader = BlockLoader(source, model, blocks=blocks, dtype=dtype)
     keep = source if dtype is None else None
-    return ShardWriter(directory, model, loader.conversions, max_shard_size, keep)
+    return ShardWriter(
+        directory, model, loader.conversions, max_shard_size, keep, reads_only=not team.first
+    )
 
 
 def walk(
@@ -118,6 +125,7 @@ def walk(
     on_block: OnBlock | None = None,
     on_output: OnOutput | None = None,
     held_out: Sequence[dict[str, Tensor]] = (),
+    team: Team | None = None,
 ) -> WalkReport:
     """Run `method` over every block of a model, one block in memory at a time.
 
@@ -141,11 +149,15 @@ def walk(
             it the model isn't run beyond what the edits need.
         held_out: further batches, which run through the same blocks but are never observed; their
             numbers follow those of `batches`. With them on_output hears of no other batch.
+        team: processes that make this walk together, each calling it with the same arguments; each
+            runs its share of `batches`. The method must be `Chunked`, combine what it has observed
+            in `edit` and leave the same weights in all ranks. Only rank 0 writes.
 
     Raises:
         RequestError: the method names matrices that aren't there or can't be observed; two streams
             have one name; a weight can't be loaded.
         RunError: an activation isn't finite; names the block.
+        ValueError: held-out batches, or no batches at all, with a team of several.
         NotKept: the model calls a block again that a stream without a writer has edited.
     """
     if len(set(streams)) != len(streams) or not streams:
@@ -153,29 +165,48 @@ def walk(
     writers = {streams[0]: writer} if isinstance(writer, ShardWriter) else dict(writer or {})
     if not set(writers) <= set(streams):
         raise RequestError(f"a writer is for no stream: {', '.join(set(writers) - set(streams))}")
+    sent = 0 if team is None else team.sent
+    if team is not None and team.size > 1 and (held_out or not batches):
+        raise ValueError("several ranks share batches that are observed")
     model = skeleton(source, dtype)
     blocks = read_anatomy(model).blocks
     loader = BlockLoader(
         source, model, blocks=[block.name for block in blocks], dtype=dtype, device=device
     )
-    run = _Walk(blocks, method, BlockStore(loader, writers), list(streams), progress)
+    store = BlockStore(loader, writers, team or ALONE)
+    run = _Walk(blocks, method, store, list(streams), progress)
     run.resume, run.dense, run.last_needed = resume, propagate == "dense", bool(on_block)
     run.last_needed |= on_output is not None
+    store.dense = run.dense
     run.held_only = bool(held_out)
-    everything = [*batches, *held_out]
+    own = range(len(batches)) if team is None else team.batches(len(batches))
+    number = {index: n for n, chunk in enumerate(chunks(len(batches))) for index in chunk}
     with torch.no_grad():
-        if everything:
+        if batches or held_out:
             run.check_observable()
             with run.timed("load"):
                 loader.load_rest()
             names = [block.name for block in blocks]
             activations = Activations(
-                model, everything, streams, names, loader.device, on_block, on_output, len(batches)
+                model,
+                [*batches[own.start : own.stop], *held_out],
+                streams,
+                names,
+                loader.device,
+                on_block,
+                on_output,
+                observed=len(own),
+                chunks=[number[index] for index in own],
+                first=own.start,
             )
             with activations:
                 run.with_data(activations)
-            run.report.passes = activations.block_runs / (len(everything) * len(blocks))
-        run.without_data(edit=not batches)
+            runs = sum(store.team.gather(activations.block_runs))
+            run.report.passes = runs / ((len(batches) + len(held_out)) * len(blocks))
+        if store.team.first:
+            run.without_data(edit=not batches)
+    run.report.peak_bytes = max(store.team.gather(run.report.peak_bytes))
+    run.report.sent_bytes = sum(store.team.gather(store.team.sent - sent))
     return run.report
 
 
@@ -213,8 +244,13 @@ class _Walk:
         if not self.resume:
             self.store.clear()
         activations.start()
-        while (name := activations.next_block()) and not self._nothing_left():
+        while (name := self._next(activations)) and not self._nothing_left():
             self._visit(self.blocks[name], activations)
+
+    def _next(self, activations: Activations) -> str | None:
+        """Return the earliest block at which a batch of any rank waits."""
+        found = [name for name in self.store.team.gather(activations.next_block()) if name]
+        return min(found, key=list(self.blocks).index) if found else None
 
     def without_data(self, *, edit: bool) -> None:
         """Write the blocks that no batch has reached, edited or as they are, and all the rest."""
@@ -224,7 +260,7 @@ class _Walk:
             if name in self.visited:
                 continue
             self._begin(block)
-            finished = self._finished(block)
+            finished = self._noted(self.store.noted(block, self.streams) if self.resume else None)
             dropped = finished.dropped if finished else set()
             if finished is None:
                 weights = self._load(block)
@@ -322,7 +358,9 @@ class _Walk:
         return done or not self.streams
 
     def _finished(self, block: Block) -> Finished | None:
-        found = self.store.finished(block, self.streams) if self.resume else None
+        return self._noted(self.store.finished(block, self.streams) if self.resume else None)
+
+    def _noted(self, found: Finished | None) -> Finished | None:
         if found is not None:
             self.report.resumed += 1
             self.report.untouched += found.untouched

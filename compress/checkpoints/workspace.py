@@ -27,6 +27,7 @@ from typing import IO, Any
 
 from compress.checkpoints.durable import copy_companions, sync, write_json, writing
 from compress.errors import RequestError, RunError
+from compress.numerics.ranks import ALONE, Team
 
 try:
     import fcntl
@@ -106,13 +107,15 @@ class Workspace:
     resume, unless `commit` or `discard` was called.
     """
 
-    def __init__(self, output: Path, lock: IO[str], overwrite: bool, committed: bool) -> None:
+    def __init__(
+        self, output: Path, lock: IO[str] | None, overwrite: bool, committed: bool
+    ) -> None:
         self.output = output
         self.path = partial_path(output)
         self.result = self.path / "result"
         self.committed = committed  # OUT is in place: nothing is left to do
         self._overwrite = overwrite
-        self._lock: IO[str] | None = lock
+        self._lock = lock
 
     @classmethod
     def open(
@@ -123,6 +126,7 @@ class Workspace:
         resume: bool = False,
         fingerprint: Mapping[str, Any] | None = None,
         source: str | Path | None = None,
+        team: Team = ALONE,
     ) -> Workspace:
         """Begin a run, or go on with an interrupted one.
 
@@ -136,6 +140,8 @@ class Workspace:
             resume: go on from the journal in `OUT.partial`.
             fingerprint: plain JSON that says which run this is: model, data, plan, options.
             source: the local directory of the model that is read, if any.
+            team: the processes that share the workspace. Rank 0 makes and locks it; the others are
+                given one that only tells where things lie.
 
         Raises:
             RequestError: see `check_output`; also when there is nothing to resume, when the
@@ -144,6 +150,22 @@ class Workspace:
             RunError: the disk is full.
         """
         resolved = Path(output).expanduser().resolve()
+        if not team.first:
+            return cls(resolved, None, overwrite, team.from_first(lambda: False))
+        opened = cls._open(resolved, output, overwrite, resume, fingerprint, source)
+        team.from_first(lambda: opened.committed)
+        return opened
+
+    @classmethod
+    def _open(
+        cls,
+        resolved: Path,
+        output: str | Path,
+        overwrite: bool,
+        resume: bool,
+        fingerprint: Mapping[str, Any] | None,
+        source: str | Path | None,
+    ) -> Workspace:
         path = partial_path(resolved)
         if not (resume and _is_committed(path, resolved)):
             check_output(output, overwrite=overwrite, source=source)
