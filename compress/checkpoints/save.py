@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,6 +69,7 @@ def load(
     revision: str | None = None,
     token: str | None = None,
     trust_remote_code: bool = False,
+    semi_structured: bool = False,
     **options: Any,
 ) -> PreTrainedModel:
     """Load a checkpoint, edited or stock, as the class that its config names, in eval mode.
@@ -77,13 +79,30 @@ def load(
         revision: branch, tag or commit of a Hub repository.
         token: Hub access token.
         trust_remote_code: run code that the checkpoint brings. Only if you trust it.
+        semi_structured: turn the weights with 2:4 zeros into torch's semi-structured form on CUDA,
+            in float16 or bfloat16. What became of each matrix is in the model's `semi_structured`
+            attribute, and a warning sums it up. The model can't be trained or saved afterwards.
         options: passed on to `from_pretrained`; `dtype` is what is on disk unless given.
 
     Raises:
         RequestError: no such model, an unknown architecture, a missing or damaged weight file, a
-            tensor missing in an edited module, a format newer than this package.
+            tensor missing in an edited module, a format newer than this package; semi_structured
+            without a CUDA device of compute capability 8.0.
     """
     from compress.checkpoints.source import open_source
 
+    if semi_structured:
+        import torch
+
+        from compress.checkpoints.semi_structured import require_cuda, to_semi_structured
+
+        require_cuda()  # before anything is read
     source = open_source(path, revision=revision, token=token, trust_remote_code=trust_remote_code)
-    return source.model_class().from_pretrained(source.directory, **{"dtype": "auto", **options})
+    model = source.model_class().from_pretrained(source.directory, **{"dtype": "auto", **options})
+    if semi_structured:
+        if "device_map" not in options:
+            torch.nn.Module.to(model, "cuda")
+        found = to_semi_structured(model)
+        model.__dict__["semi_structured"] = found
+        warnings.warn(str(found), stacklevel=2)
+    return model
