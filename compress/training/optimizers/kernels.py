@@ -1,0 +1,221 @@
+"""The passes over memory: one kernel that clips, updates moments and weights at once.
+
+A call handles up to BUNDLE tensors. Compiled once on dummies of different sizes, so that every
+size is a variable of the graph: later calls, whatever the tensors' sizes, learning rate or step,
+run that same graph. All scalars of a step reach the kernel in one small tensor per weight tensor.
+"""
+
+from __future__ import annotations
+
+import types
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BUNDLE = 16
+"""Tensors in one compiled graph: a call costs as much as one, compiling a few times as much."""
+COMPILE_FROM = 10_000_000
+"""Parameters from which `compile="auto"` compiles: below, the half minute isn't won back."""
+
+Kernel = Callable[..., None]
+
+# Columns of the scalars of one tensor.
+RATE, ROOT, EPS, BEFORE, AFTER, W1, W2, CLIP, CAP, GAIN, TAKEN = range(11)
+SCALARS = 11
+
+
+def adam(p: Tensor, c: Tensor, m: Tensor, v: Tensor, s: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """One Adam step with a gradient `c` already clipped: new weights and moments.
+
+    m' = m + w1 (c - m),  v' = v + w2 (c² - v),
+    p' = after (before p - rate m' / (root sqrt(v') + eps))
+    """
+    new_m = m + s[W1] * (c - m)
+    new_v = v + s[W2] * (c * c - v)
+    moved = p * s[BEFORE] - s[RATE] * new_m / (new_v.sqrt() * s[ROOT] + s[EPS])
+    return moved * s[AFTER], new_m, new_v
+
+
+def spam(p: Tensor, g: Tensor, m: Tensor, v: Tensor, scalars: Tensor) -> None:
+    """SPAM on one tensor, in place: entries above CLIP sqrt(v), or above CAP, are cut to that.
+
+    An entry whose gradient isn't finite keeps its weight and moments; one with v = 0 isn't cut.
+    """
+    s = scalars.unbind()
+    new, taken = _spam(p, g.to(m.dtype), m, v, s)
+    for old, value in zip((p, m, v), new):
+        old.copy_(torch.where(taken, value, old))
+
+
+def spam_blocks(
+    p: Tensor, g: Tensor, m: Tensor, v: Tensor, scalars: Tensor, blocks: Tensor
+) -> None:
+    """SPAM on chosen blocks of one tensor: p and g [all blocks, block], m and v [chosen, block]."""
+    s = scalars.unbind()
+    old = p[blocks]
+    new, taken = _spam(old, g[blocks].to(m.dtype), m, v, s)
+    p[blocks] = torch.where(taken, new[0], old)
+    m.copy_(torch.where(taken, new[1], m))
+    v.copy_(torch.where(taken, new[2], v))
+
+
+def _spam(
+    p: Tensor, g: Tensor, m: Tensor, v: Tensor, s: Sequence[Tensor]
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    size = g.abs()
+    limit, over = spam_limit(size, v, s)
+    clipped = torch.where(over, torch.where(g < 0, -limit, limit), g)
+    return adam(p, clipped, m, v, s), size < float("inf")
+
+
+def spam_limit(size: Tensor, v: Tensor, s: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The largest |g| that SPAM lets through at each entry, and which entries are above it."""
+    limit = torch.minimum(v.sqrt() * s[CLIP], s[CAP])
+    return limit, (size > limit) & (v > 0)  # inf * sqrt(0) is NaN: nothing is above that either
+
+
+def stable_scale(p: Tensor, g: Tensor, m: Tensor, v: Tensor, scalars: Tensor) -> None:
+    """Stable-SPAM on one tensor, entries above CLIP scaled by CAP, all then by GAIN."""
+    s = scalars.unbind()
+    g = g.to(m.dtype)
+    _stable(p, torch.where(g.abs() > s[CLIP], g * s[CAP], g), m, v, s)
+
+
+def stable_clamp(p: Tensor, g: Tensor, m: Tensor, v: Tensor, scalars: Tensor) -> None:
+    """Stable-SPAM on one tensor, entries above CLIP cut to that, all then times GAIN."""
+    s = scalars.unbind()
+    _stable(p, torch.clamp(g.to(m.dtype), -s[CLIP], s[CLIP]), m, v, s)
+
+
+def _stable(p: Tensor, clipped: Tensor, m: Tensor, v: Tensor, s: Sequence[Tensor]) -> None:
+    taken = s[TAKEN] > 0
+    for old, value in zip((p, m, v), adam(p, clipped * s[GAIN], m, v, s)):
+        old.copy_(torch.where(taken, value, old))
+
+
+def row_statistics(rows: Tensor, largest: Tensor, squares: Tensor) -> None:
+    """Write each row's largest |entry| and its sum of squares: rows [n, width], results [n]."""
+    values = rows.to(largest.dtype)
+    largest.copy_(values.abs().amax(1))
+    squares.copy_((values * values).sum(1))
+
+
+def clipped_square(g: Tensor, top: Any, factor: Any, clamp: bool) -> Tensor:
+    """The sum of squares after entries above `top` are clamped to it, or times `factor`; 0-d."""
+    size = g.to(torch.promote_types(g.dtype, torch.float32)).abs()
+    clipped = size.clamp(max=top) if clamp else torch.where(size > top, size * factor, size)
+    return (clipped * clipped).sum()
+
+
+def square_scaled(g: Tensor, scalars: Tensor, total: Tensor) -> None:
+    """Fill `total` with the sum of squares after entries above CLIP are scaled by CAP."""
+    s = scalars.unbind()
+    total.copy_(clipped_square(g, s[CLIP], s[CAP], False).expand_as(total))
+
+
+def square_clamped(g: Tensor, scalars: Tensor, total: Tensor) -> None:
+    """Fill `total` with the sum of squares after entries above CLIP are cut to that."""
+    s = scalars.unbind()
+    total.copy_(clipped_square(g, s[CLIP], s[CAP], True).expand_as(total))
+
+
+class Engine:
+    """Runs kernels over lists of tensors, compiled where that pays and a compiler is there.
+
+    Args:
+        compiling: True, False, or "auto": from COMPILE_FROM parameters on.
+        parameters: how many the optimizer has.
+
+    Attributes:
+        fault: why the compiler couldn't be used, None if it could or wasn't asked.
+    """
+
+    def __init__(self, compiling: bool | str, parameters: int) -> None:
+        self._wanted = compiling is True or (compiling == "auto" and parameters >= COMPILE_FROM)
+        self._compiled: dict[Any, Kernel | None] = {}
+        self.fault: str | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_compiled": {}}  # graphs can't be copied or pickled
+
+    def compiled(self, kernel: Kernel, lists: Sequence[Sequence[Tensor]]) -> Kernel | None:
+        """The graph of a kernel for tensors like the first of each list; None: there is none."""
+        if not self._wanted or self.fault is not None:
+            return None
+        first = [tensors[0] for tensors in lists]
+        key = (kernel, first[0].device, *((t.dtype, *_form(t)) for t in first))
+        if key not in self._compiled:
+            self._compiled[key] = self._compile(kernel, first)
+        return self._compiled[key]
+
+    def _compile(self, kernel: Kernel, first: Sequence[Tensor]) -> Kernel | None:
+        graph = torch.compile(_bundle(kernel), fullgraph=True, dynamic=True)
+        try:
+            rows = _ROWS.get(kernel, {})
+            graph([_dummies(t, rows.get(place, 4096)) for place, t in enumerate(first)])
+        except Exception as fault:  # whatever a missing or broken compiler raises; on dummies only
+            self.fault = f"{type(fault).__name__}: {str(fault).strip().splitlines()[0]}"
+            warnings.warn(
+                f"the optimizer's kernels can't be compiled ({self.fault}); slower ones are used",
+                stacklevel=2,
+            )
+            return None
+        return graph
+
+    def run(self, kernel: Kernel, lists: Sequence[Sequence[Tensor]]) -> None:
+        """Call kernel(*tensors) for the first of each list, then the second, and so on.
+
+        Args:
+            kernel: writes into its arguments and returns nothing.
+            lists: equally long; contiguous tensors, alike within a list in dtype, device and all
+                dimensions but the first.
+        """
+        graph = self.compiled(kernel, lists)
+        if graph is None:
+            for tensors in zip(*lists):
+                kernel(*tensors)
+            return
+        count = len(lists[0])
+        for start in range(0, count, BUNDLE):
+            parts = [list(tensors[start : start + BUNDLE]) for tensors in lists]
+            missing = BUNDLE - len(parts[0])
+            if missing:
+                for part in parts:
+                    part.extend(_dummies(part[0], None)[:missing])
+            graph(parts)
+
+
+def _form(tensor: Tensor) -> tuple[int, ...]:
+    return (tensor.ndim, *tensor.shape[1:])
+
+
+def _bundle(kernel: Kernel) -> Callable[[list[list[Tensor]]], None]:
+    def bundle(parts: list[list[Tensor]]) -> None:
+        for tensors in zip(*parts):
+            kernel(*tensors)
+
+    # Graphs are kept, and counted against a limit, by code object: each kernel has its own.
+    code = bundle.__code__.replace(co_name=f"bundle_{id(bundle)}")
+    return types.FunctionType(code, globals(), "bundle", None, bundle.__closure__)
+
+
+# Where arguments of a kernel differ in their first dimension, so must their stand-ins.
+_ROWS: dict[Kernel, dict[int, int]] = {
+    spam_blocks: {0: 16384, 1: 16384},
+    row_statistics: {0: 16, 1: 16, 2: 16},
+}
+
+
+def _dummies(like: Tensor, rows: int | None) -> list[Tensor]:
+    """BUNDLE harmless stand-ins, of different sizes from `rows` on: none is taken for fixed.
+
+    Without `rows` all are small, to fill a bundle up.
+    """
+    if like.shape == (SCALARS,):
+        return [torch.zeros_like(like) for _ in range(BUNDLE)]
+    sizes = [8 if rows is None else rows + 64 * i for i in range(BUNDLE)]
+    shapes = [(size, *like.shape[1:]) for size in sizes]
+    return [torch.zeros(shape, dtype=like.dtype, device=like.device) for shape in shapes]

@@ -1,0 +1,370 @@
+"""SPAM: Adam that cuts gradient spikes and forgets its moments now and then (arXiv 2501.06842)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compress.training.optimizers import kernels
+from compress.training.optimizers.base import (
+    BIASES,
+    BadOption,
+    HealthyOptimizer,
+    check_choice,
+    check_common,
+    check_range,
+    interval,
+    local,
+    master_of,
+    names_of,
+    on_device,
+    state_dtype,
+    zeros_like,
+)
+from compress.training.optimizers.blocks import block_size, draw_blocks, parameter_key
+from compress.training.optimizers.fused import fused_fits, spam_fused
+
+
+class SPAM(HealthyOptimizer):
+    """Spike-aware Adam with momentum reset, and with sparse momentum where `density` is below 1.
+
+    Step n = 1, 2, … with c = n mod reset_every and k the steps since the reset, this one included:
+
+    1. c = 0: m = v = 0, and the entries that move are drawn anew.
+    2. g_i = sign(g_i) min(|g_i|, sqrt(theta v_i / (1 - beta2^(k-1)))) where v_i > 0 and
+       k - 1 >= settle. An entry that had no gradient yet is never cut.
+    3. Adam with k in both bias corrections, its learning rate times
+       s = 1 - 0.495 (1 + cos(pi c / (reset_warmup + 1))) for c < reset_warmup,
+       after the first reset; else 1.
+
+    A gradient that isn't finite leaves its entry's weight and moments as they are.
+
+    While v settles after a reset, entries are cut to sqrt(theta) times the root of the tensor's
+    mean v of before the reset, lest one spike rule v until the next.
+
+    `bias="legacy"` is the published code: k counts on over resets (steps are up to 2.7 times lr
+    after one), v isn't corrected in 2, eps is added to the uncorrected sqrt(v), nothing is cut
+    while v settles, weight decay comes last. Its slips are not kept: entries with v = 0 are not
+    frozen, `p.grad` stays, weight decay acts with `density` too.
+
+    State per parameter: moments, two float32 (8 bytes); times density where that is below 1.
+
+    Args:
+        params: parameters, (name, parameter) pairs, or groups of either with their own options.
+        lr: learning rate, > 0.
+        betas, eps: as Adam's.
+        weight_decay: decoupled: p times 1 - lr * weight_decay, not scaled by s; acts on the
+            entries that move.
+        theta: an entry is a spike above theta times its v; infinity: none is.
+        reset_every: steps between resets; 0: never.
+        reset_warmup: steps of warm-up after a reset.
+        settle: steps after a reset without clipping.
+        density: share of each matrix (2-D or more) that has moments and moves between two resets,
+            in blocks of 128 entries. Embeddings, heads and routers want 1: give them a group.
+        bias: restart or legacy.
+        seed: of the entries drawn.
+        compile: True, False or "auto": compile the kernels from 10 million parameters on.
+
+    Raises:
+        BadOption: a RequestError and ValueError, an option out of its range.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+        theta: float = 5000.0,
+        reset_every: int | None = 500,
+        reset_warmup: int = 150,
+        settle: int = 20,
+        density: float = 1.0,
+        bias: str = "restart",
+        seed: int = 0,
+        compile: bool | str = "auto",
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "theta": theta,
+            "reset_every": reset_every,
+            "reset_warmup": reset_warmup,
+            "settle": settle,
+            "density": density,
+            "bias": bias,
+            "seed": seed,
+            "calls": 0,
+        }
+        super().__init__(params, defaults)
+        self.counting = False
+        self._engine = kernels.Engine(compile, sum(p.numel() for p in self._parameters()))
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, its options checked."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            _check(group)
+        except BadOption:
+            self.param_groups.pop()
+            raise
+
+    def _advance(self, group: dict[str, Any]) -> None:
+        every, calls = group["reset_every"], group["calls"]
+        if every and calls % every == 0:
+            self._reset(group)
+        batches: dict[Any, list[tuple[Tensor, dict[str, Any]]]] = {}
+        for place, p in self._with_gradient(group):
+            if local(p).numel() == 0:
+                continue
+            state = self.state[p] or self._start(group, place, p)
+            step = float(state["step"].add_(1))
+            like = state["exp_avg"]
+            key = (
+                *(step, like.dtype, like.device, p.dtype, _width(state)),
+                *("reference" in state, self._route(p, state)),
+            )
+            batches.setdefault(key, []).append((p, state))
+        for (step, *_, route), batch in batches.items():
+            self._update(group, step, route, batch)
+
+    def _start(self, group: dict[str, Any], place: int, p: Tensor) -> dict[str, Any]:
+        state = self.state[p]
+        state["step"] = torch.zeros((), dtype=torch.float32)
+        if group["density"] < 1 and p.ndim >= 2:
+            if p is not local(p):
+                raise BadOption(
+                    "density is below 1, and a parameter is sharded over processes",
+                    "leave --density out with --fsdp: sharding divides the state already",
+                )
+            self._draw(group, place, p, state)
+        else:
+            state["exp_avg"], state["exp_avg_sq"] = zeros_like(p), zeros_like(p)
+            master = master_of(p)
+            if master is not None:
+                state["master"] = master
+        return state
+
+    def _draw(self, group: dict[str, Any], place: int, p: Tensor, state: dict[str, Any]) -> None:
+        """Draw the blocks of a matrix that move until the next reset; moments start at 0."""
+        every = group["reset_every"]
+        resets = group["calls"] // every if every else 0
+        names = names_of(group)
+        before = sum(len(g["params"]) for g in self._groups_before(group))
+        key = parameter_key(list(names)[place] if names else None, before + place)
+        chosen = draw_blocks(p, group["density"], group["seed"], key, resets)
+        width = block_size(p)
+        state["blocks"] = chosen
+        for name in ("exp_avg", "exp_avg_sq"):
+            state[name] = torch.zeros(len(chosen), width, dtype=state_dtype(p), device=p.device)
+        if p.dtype != state_dtype(p):
+            state["master"] = p.detach().reshape(-1, width)[chosen].to(state_dtype(p))
+
+    def _groups_before(self, group: dict[str, Any]) -> list[dict[str, Any]]:
+        place = next(i for i, other in enumerate(self.param_groups) if other is group)
+        return self.param_groups[:place]
+
+    def _reset(self, group: dict[str, Any]) -> None:
+        beta2, restart = group["betas"][1], group["bias"] == "restart"
+        for place, p in enumerate(group["params"]):
+            state = self.state.get(p)
+            if not state:
+                continue
+            if restart:
+                _remember(state, beta2)
+                state["step"].zero_()
+            if "blocks" in state:
+                self._draw(group, place, p, state)
+            else:
+                torch._foreach_zero_([local(state["exp_avg"]), local(state["exp_avg_sq"])])
+
+    def _route(self, p: Tensor, state: dict[str, Any]) -> str:
+        parts = [local(p), local(p.grad), local(state["exp_avg"])]  # type: ignore[arg-type]
+        if "blocks" in state:
+            return "blocks" if p.is_contiguous() else "strided"
+        if not all(t.is_contiguous() for t in parts) or parts[0].numel() < 2:
+            return "strided"
+        return "flat"
+
+    def _update(
+        self,
+        group: dict[str, Any],
+        step: float,
+        route: str,
+        batch: list[tuple[Tensor, dict[str, Any]]],
+    ) -> None:
+        targets = [local(state.get("master", p)) for p, state in batch]
+        gradients = [local(p.grad) for p, _ in batch]  # type: ignore[arg-type]
+        m = [local(state["exp_avg"]) for _, state in batch]
+        v = [local(state["exp_avg_sq"]) for _, state in batch]
+        scalars = self._scalars(group, step, [state for _, state in batch], m[0])
+        if self.counting:
+            self._count(batch, gradients, v, scalars)
+        if "blocks" in batch[0][1]:
+            self._update_blocks(batch, gradients, m, v, scalars)
+            return
+        flat = [targets, gradients, m, v]
+        if route == "flat":
+            flat = [[t.view(-1) for t in tensors] for tensors in flat]
+        lists = [*flat, scalars]
+        if route == "strided":
+            for tensors in zip(*lists):
+                kernels.spam(*tensors)
+        elif self._engine.compiled(kernels.spam, lists) is None and fused_fits(*flat):
+            spam_fused(flat, spam_scalars(group, step)[0], scalars, step)
+        else:
+            self._engine.run(kernels.spam, lists)
+        if "master" in batch[0][1]:
+            torch._foreach_copy_([local(p) for p, _ in batch], targets)
+
+    def _update_blocks(
+        self,
+        batch: list[tuple[Tensor, dict[str, Any]]],
+        gradients: list[Tensor],
+        m: list[Tensor],
+        v: list[Tensor],
+        scalars: list[Tensor],
+    ) -> None:
+        chosen = [state["blocks"] for _, state in batch]
+        width = m[0].shape[1]
+        gradients = [g.reshape(-1, width) for g in gradients]
+        if "master" in batch[0][1]:
+            masters = [state["master"] for _, state in batch]
+            picked = [g[blocks] for g, blocks in zip(gradients, chosen)]
+            self._engine.run(kernels.spam, [masters, picked, m, v, scalars])
+            moved = masters
+        elif all(p.is_contiguous() for p, _ in batch):
+            views = [p.view(-1, width) for p, _ in batch]
+            self._engine.run(kernels.spam_blocks, [views, gradients, m, v, scalars, chosen])
+            return
+        else:
+            moved = [p.reshape(-1, width)[blocks] for (p, _), blocks in zip(batch, chosen)]
+            for tensors in zip(moved, [g[b] for g, b in zip(gradients, chosen)], m, v, scalars):
+                kernels.spam(*tensors)
+        for (p, _), blocks, rows in zip(batch, chosen, moved):
+            whole = p.reshape(-1, width)
+            whole[blocks] = rows.to(p.dtype)
+            if not p.is_contiguous():
+                p.copy_(whole.view(p.shape))
+
+    def _scalars(
+        self, group: dict[str, Any], step: float, states: list[dict[str, Any]], like: Tensor
+    ) -> list[Tensor]:
+        """The kernel's scalars of each tensor; the same one for all where nothing differs."""
+        values, cap = spam_scalars(group, step)
+        if cap == math.inf or "reference" not in states[0]:
+            return [on_device([values], like)[0]] * len(states)
+        rows = on_device([values] * len(states), like)
+        rows[:, kernels.CAP] = cap * torch.stack([s["reference"] for s in states]).to(rows.dtype)
+        return list(rows.unbind())
+
+    # Counts
+
+    def _count(
+        self,
+        batch: list[tuple[Tensor, dict[str, Any]]],
+        gradients: list[Tensor],
+        v: list[Tensor],
+        scalars: list[Tensor],
+    ) -> None:
+        for (_, state), g, second, s in zip(batch, gradients, v, scalars):
+            if "blocks" in state:
+                g = g.reshape(-1, second.shape[1])[state["blocks"]]
+            size = g.to(second.dtype).abs()
+            over = kernels.spam_limit(size, second, s.unbind())[1] & size.isfinite()
+            if "clipped" not in state:
+                state["clipped"] = torch.zeros((), dtype=torch.int64, device=g.device)
+            state["clipped"] += over.sum()
+
+    def report(self) -> dict[str, float]:
+        """What to log: waits for the device, so call it at logging steps only.
+
+        Returns:
+            "clipped", entries cut in steps taken while `counting` was set, this process's part;
+            "resets" so far and "scale", the s of the last step, of the first group.
+        """
+        counts = [s["clipped"] for s in self.state.values() if "clipped" in s]
+        first = self.param_groups[0]
+        every = first["reset_every"]
+        return {
+            "clipped": float(sum(int(c) for c in counts)),
+            "resets": float(first["calls"] // every if every else 0),
+            "scale": warmup_scale(first["calls"], every, first["reset_warmup"]),
+        }
+
+
+def warmup_scale(calls: int, every: int, warmup: int) -> float:
+    """The factor s of the update in step number `calls`: 1 before the first reset.
+
+    s(c) = 1 - 0.495 (1 + cos(pi c / (warmup + 1))) for c < warmup, c the steps since the reset.
+    """
+    since = calls % every if every else calls
+    if not every or calls < every or since >= warmup:
+        return 1.0
+    return 1.0 - 0.495 * (1.0 + math.cos(math.pi * since / (warmup + 1)))
+
+
+def spam_scalars(group: dict[str, Any], step: float) -> tuple[list[float], float]:
+    """The scalars of a step, by the columns of `kernels`, and the factor of the settling limit.
+
+    Args:
+        group: options and `calls`.
+        step: of the bias corrections, from 1.
+    """
+    lr, (beta1, beta2) = float(group["lr"]), group["betas"]
+    every, calls, settle = group["reset_every"], group["calls"], group["settle"]
+    scale = warmup_scale(calls, every, group["reset_warmup"])
+    first, second = 1.0 - beta1**step, math.sqrt(1.0 - beta2**step)
+    decay, theta = 1.0 - lr * group["weight_decay"], float(group["theta"])
+    row = [0.0] * kernels.SCALARS
+    cap = math.inf
+    if group["bias"] == "legacy":
+        row[kernels.RATE], row[kernels.ROOT] = lr * scale * second / first, 1.0
+        row[kernels.BEFORE], row[kernels.AFTER] = 1.0, decay
+        settled = calls >= settle and (calls % every if every else calls) >= settle
+        clip = math.sqrt(theta) if settled else math.inf
+    else:
+        row[kernels.RATE], row[kernels.ROOT] = lr * scale / first, 1.0 / second
+        row[kernels.BEFORE], row[kernels.AFTER] = decay, 1.0
+        settled = step - 1 >= max(settle, 1)
+        clip = math.sqrt(theta / (1.0 - beta2 ** (step - 1))) if settled else math.inf
+        cap = math.inf if settled else math.sqrt(theta)
+    row[kernels.EPS], row[kernels.W1], row[kernels.W2] = group["eps"], 1.0 - beta1, 1.0 - beta2
+    row[kernels.CLIP], row[kernels.CAP] = clip, math.inf
+    return row, cap
+
+
+def _remember(state: dict[str, Any], beta2: float) -> None:
+    """Keep the root of a tensor's mean second moment, as a limit while the next one settles."""
+    step = float(state["step"])
+    if step == 0:
+        return
+    mean = state["exp_avg_sq"].mean()
+    mean = mean.full_tensor() if hasattr(mean, "full_tensor") else mean
+    root = (mean / (1.0 - beta2**step)).sqrt()
+    state["reference"] = torch.where(root > 0, root, torch.full_like(root, math.inf))
+
+
+def _width(state: dict[str, Any]) -> int:
+    return state["exp_avg"].shape[1] if "blocks" in state else 0
+
+
+def _check(group: dict[str, Any]) -> None:
+    check_common(group["lr"], group["betas"], group["eps"], group["weight_decay"])
+    check_choice("bias", group["bias"], BIASES)
+    check_range("density", group["density"], 0.0, 1.0, "(0, 1]")
+    if group["density"] == 0:
+        raise BadOption("density is 0, it must be in (0, 1]")
+    if not group["theta"] > 0:
+        raise BadOption(f"theta is {group['theta']:g}, it must be above 0")
+    for name in ("reset_warmup", "settle"):
+        if group[name] != int(group[name]) or group[name] < 0:
+            raise BadOption(f"{name} is {group[name]:g}, it must be a whole number from 0")
+    group["reset_every"] = interval(group["reset_every"], "reset_every")
