@@ -275,7 +275,8 @@ def test_deepnorm_starts_with_its_gains(arch):
             for role, part in parts.items():
                 gain = 1.0 if role in "qk" else beta
                 expected = gain * math.sqrt(2 / sum(part.shape))
-                assert float(part.detach().std()) == pytest.approx(expected, rel=0.1), (matrix.name, role)
+                found = float(part.detach().std())
+                assert found == pytest.approx(expected, rel=0.1), (matrix.name, role)
                 seen += 1
     assert seen == 2 * (6 if arch.startswith("gpt") else 7)
 
@@ -285,7 +286,8 @@ def test_subln_starts_with_its_gain():
     place_norms(model, "sub-ln", fresh=True)
     weight = model.model.layers[0].mlp.down_proj.linear.weight
     gain = math.sqrt(math.log(12))
-    assert float(weight.detach().std()) == pytest.approx(gain * math.sqrt(2 / sum(weight.shape)), rel=0.1)
+    expected = gain * math.sqrt(2 / sum(weight.shape))
+    assert float(weight.detach().std()) == pytest.approx(expected, rel=0.1)
 
 
 def test_trained_weights_are_kept():
