@@ -88,9 +88,11 @@ def read_anatomy(model: nn.Module) -> Anatomy:
             "blocks are found as a ModuleList whose children all hold weight matrices",
         )
     tied = _tied_names(model)
+    names = [f"{name}.{key}" for name, stack in stacks for key, _ in stack.named_children()]
+    apart = _edited_once(tied, names)
     read = tuple(
         tuple(
-            Block(f"{name}.{key}", index, number, *read_block(f"{name}.{key}", child, tied))
+            Block(f"{name}.{key}", index, number, *read_block(f"{name}.{key}", child, apart))
             for index, (key, child) in enumerate(stack.named_children())
         )
         for number, (name, stack) in enumerate(stacks)
@@ -142,20 +144,38 @@ def _is_block(module: nn.Module) -> bool:
     )
 
 
-def _tied_names(model: nn.Module) -> dict[str, str]:
-    """Return every name of a tensor that has several, with another of its names."""
+def _tied_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Return every name of a tensor that has several, with all of them, the stored one first."""
     names: dict[int, list[str]] = {}
+    group_of: dict[str, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-    tied: dict[str, str] = {}
-    for same in names.values():
-        if len(same) > 1:
-            tied.update({name: same[1] if name == same[0] else same[0] for name in same})
+        group_of[name] = names.setdefault(id(parameter), [])
+        group_of[name].append(name)
     # A skeleton may hold the two as separate meta tensors: the model's own list then tells.
     for target, source in (getattr(model, "all_tied_weights_keys", None) or {}).items():
-        tied.setdefault(target, source)
-        tied.setdefault(source, target)
-    return tied
+        one, other = group_of.get(source, [source]), group_of.get(target, [target])
+        joined = list(dict.fromkeys([source, *one, *other]))
+        group_of.update(dict.fromkeys(joined, joined))
+    return {name: tuple(group) for name, group in group_of.items() if len(group) > 1}
+
+
+def _edited_once(tied: Mapping[str, tuple[str, ...]], blocks: list[str]) -> dict[str, str]:
+    """Return the names that must not be edited, each with another name of the same tensor.
+
+    A weight that several blocks share is edited in the first of them, if that is where it is
+    stored: later blocks then get it edited. One that lies outside blocks as well is left alone.
+    """
+    order = {name: index for index, name in enumerate(blocks)}
+    left: dict[str, str] = {}
+    for name, group in tied.items():
+        owner, *others = (
+            next((order[level] for level in _levels_above(each) if level in order), -1)
+            for each in group
+        )
+        alone = owner >= 0 and all(other > owner for other in others)
+        if not (alone and name == group[0]):
+            left[name] = group[1] if name == group[0] else group[0]
+    return left
 
 
 def _output_embedding(model: nn.Module) -> nn.Module | None:
@@ -206,7 +226,9 @@ def _levels_above(name: str) -> Iterator[str]:
 
 
 def _coverage(
-    model: nn.Module, stacks: list[nn.ModuleList | nn.Sequential], tied: Mapping[str, str]
+    model: nn.Module,
+    stacks: list[nn.ModuleList | nn.Sequential],
+    tied: Mapping[str, tuple[str, ...]],
 ) -> float:
     output = _output_embedding(model)
     tables = [m for m in model.modules() if isinstance(m, nn.Embedding) or m is output]
@@ -214,8 +236,8 @@ def _coverage(
     named = dict(model.named_parameters(remove_duplicate=False))
     apart |= {
         id(named[name])
-        for name, other in tied.items()
-        if name in named and other in named and id(named[other]) in apart
+        for name, group in tied.items()
+        if name in named and any(o in named and id(named[o]) in apart for o in group)
     }
     rest = {id(p): p.numel() for p in named.values() if id(p) not in apart}
     covered = {id(p) for stack in stacks for p in stack.parameters()}

@@ -127,14 +127,21 @@ class BlockWeights:
     def installed(
         self, stream: str, leaves: Mapping[str, nn.Parameter] | None = None
     ) -> Iterator[None]:
-        """Let the model run with one stream's version, some of it replaced by `leaves`."""
+        """Let the model run with one stream's version, some of it replaced by `leaves`.
+
+        With leaves, they alone ask for gradients.
+        """
         own = {**self._own[stream], **(leaves or {})}
         before = {}
-        for name, value in own.items():
-            holder, leaf = self._places[name]
+        for name, (holder, leaf) in self._places.items():
+            value = own.get(name, holder[leaf] if leaves else None)
+            if value is None:
+                continue
             before[name] = holder[leaf]
-            bare = isinstance(holder[leaf], nn.Parameter) and not isinstance(value, nn.Parameter)
-            holder[leaf] = nn.Parameter(value, requires_grad=False) if bare else value
+            bare = isinstance(holder[leaf], nn.Parameter) and name not in (leaves or {})
+            # As in a model just loaded: even without gradients torch's matmul asks who wants them.
+            wanted = not leaves and value.is_floating_point()
+            holder[leaf] = nn.Parameter(value, requires_grad=wanted) if bare else value
         try:
             yield
         finally:

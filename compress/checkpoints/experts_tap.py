@@ -32,21 +32,21 @@ def is_stacked(model: nn.Module, matrix: Matrix) -> bool:
     return matrix.expert is not None and model.get_parameter(matrix.parameter).ndim == 3
 
 
+def runs_by_library(model: nn.Module, matrix: Matrix) -> bool:
+    """Return whether the matrix's experts are run by a function that the library lets us choose."""
+    experts, leaf = model.get_submodule(matrix.module), matrix.parameter.rpartition(".")[2]
+    return hasattr(experts, "has_gate") and leaf in _FIRST | _SECOND
+
+
 def check_observable(model: PreTrainedModel, matrices: Sequence[Matrix]) -> None:
     """Select the reporting function for a model whose stacked experts are to be observed.
 
+    Experts that their module runs by code of its own are observed at their multiplications.
+
     Raises:
-        RequestError: the experts are of a layout whose inputs can't be told apart; names them.
+        RequestError: the model doesn't let the function be chosen.
     """
-    stacked = [matrix for matrix in matrices if is_stacked(model, matrix)]
-    for matrix in stacked:
-        experts, leaf = model.get_submodule(matrix.module), matrix.parameter.rpartition(".")[2]
-        if not hasattr(experts, "has_gate") or leaf not in _FIRST | _SECOND:
-            raise RequestError(
-                f"the inputs of `{matrix.name}` can't be observed: `{type(experts).__name__}` "
-                "runs its experts by code of its own",
-                "leave its experts out, or use a method that needs no calibration data",
-            )
+    stacked = [m for m in matrices if is_stacked(model, m) and runs_by_library(model, m)]
     if stacked:
         try:
             model.set_experts_implementation(IMPLEMENTATION)

@@ -30,6 +30,7 @@ from transformers.initialization import no_init_weights
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import logging
 
+from compress.checkpoints.exceptions import keep_weights_still
 from compress.checkpoints.source import Source
 from compress.errors import RequestError
 
@@ -52,6 +53,7 @@ def skeleton(source: Source, dtype: torch.dtype | None = None) -> PreTrainedMode
         RequestError: the config describes no model that transformers can build.
     """
     config = copy.deepcopy(source.config)
+    keep_weights_still(config)
     described = getattr(config, "quantization_config", None)
     kind: Any = source.model_class()
     try:
@@ -222,7 +224,21 @@ class BlockLoader:
         """Return the run-time names of a part's parameters and persistent buffers."""
         return list(self._names[part])
 
-    def load(self, part: str, tensors: Mapping[str, Tensor] | None = None) -> None:
+    def lenders(self, part: str) -> dict[str, dict[str, str]]:
+        """Return the blocks whose weights the part uses -> {its own name: their name}."""
+        found: dict[str, dict[str, str]] = {}
+        for name, origin in self.model.all_tied_weights_keys.items():
+            lender = self.part_of(origin)
+            if self.part_of(name) == part and lender not in (part, REST):
+                found.setdefault(lender, {})[name] = origin
+        return found
+
+    def load(
+        self,
+        part: str,
+        tensors: Mapping[str, Tensor] | None = None,
+        lent: Mapping[str, Tensor] | None = None,
+    ) -> None:
         """Give the part its weights.
 
         On CPU a weight that the file's mapping leaves misaligned is copied: kernels may choose by
@@ -231,6 +247,8 @@ class BlockLoader:
         Args:
             part: a block's name, or REST.
             tensors: stock name -> tensor, as a writer gives them back; None reads the checkpoint.
+            lent: run-time name -> tensor of what it shares with other blocks; None reads that from
+                the checkpoint too.
 
         Raises:
             RequestError: see `load_tensors`.
@@ -247,15 +265,29 @@ class BlockLoader:
         self._tie(part)  # a weight may be stored under either of its names
         self._fill_absent(part)
         self._tie(part)
+        for name, value in (self._lent(part) if lent is None else lent).items():
+            owner, leaf = _owner(self.model, name)
+            owner._parameters[leaf] = nn.Parameter(value, value.is_floating_point())
         for name in self._names[part]:
             owner, leaf = _owner(self.model, name)
             parameter = owner._parameters.get(leaf)
             if parameter is None:
                 continue
-            parameter.requires_grad_(False)
+            # As in a model just loaded: torch's matmul asks, and folds or not.
+            parameter.requires_grad_(parameter.is_floating_point())
             if parameter.device.type == "cpu" and parameter.data_ptr() % _ALIGNMENT:
                 with torch.no_grad():
                     parameter.data = parameter.data.clone()
+
+    def _lent(self, part: str) -> dict[str, Tensor]:
+        """Return what the part shares with other blocks, as the checkpoint has it."""
+        found: dict[str, Tensor] = {}
+        for lender, names in self.lenders(part).items():
+            self.load(lender)
+            theirs = self.tensors(lender)
+            found.update({name: theirs[origin] for name, origin in names.items()})
+            self.unload(lender)
+        return found
 
     def load_rest(self) -> None:
         """Give all that lies outside the blocks its weights, and put buffers on the device."""
@@ -315,13 +347,6 @@ class BlockLoader:
                 f"`{type(self.model).__name__}` needs, such as `{lacking[0]}`",
                 "config.json and the weights may be of different models",
             )
-        for name, origin in tied.items():
-            parts = self.part_of(name), self.part_of(origin)
-            if parts[0] != parts[1] and parts[1] != REST:
-                raise RequestError(
-                    f"`{name}` is the same weight as `{origin}` of another block, which the walk "
-                    "can't load one block at a time",
-                )
 
     def _fill_absent(self, part: str) -> None:
         """Compute the weights that are never stored (sinusoids) by the model's own code."""
@@ -333,7 +358,7 @@ class BlockLoader:
             parameter = owner._parameters.get(leaf)
             if parameter is not None and parameter.is_meta:
                 empty = torch.empty_like(parameter, device=self.device)
-                owner._parameters[leaf] = nn.Parameter(empty, requires_grad=False)
+                owner._parameters[leaf] = nn.Parameter(empty, parameter.is_floating_point())
                 owners[name.rpartition(".")[0]] = owner
         for owner in owners.values():
             with torch.no_grad():

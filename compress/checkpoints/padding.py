@@ -85,6 +85,27 @@ class TokenRows:
         self._recent = [*self._recent[-1:], (inputs, rows)]
         return rows
 
+    def at_product(self, inputs: Tensor, *, stacked: bool) -> Tensor | None:
+        """Return the token rows [n, D] of what a weight is multiplied by without its module.
+
+        None where the batch is padded and rows can't be told apart: by then sequence and batch may
+        have been folded into one axis in either order.
+
+        Args:
+            inputs: [..., D].
+            stacked: they are one expert's share of the rows of all experts, in the batch's order;
+                zero where another expert was chosen.
+        """
+        if not stacked and self.own is None:
+            return inputs.reshape(-1, inputs.shape[-1])
+        if self.own is not None:
+            known = stacked or tuple(inputs.shape[:-1]) == tuple(self.own.mask.shape)
+            found = self.own.rows(inputs) if known else None
+            if found is None:
+                return None
+            inputs = found
+        return inputs[inputs.any(dim=-1)]
+
     def _rows(self, inputs: Tensor, name: str) -> Tensor:
         if id(inputs) in self._side_inputs:
             order = [self._side, self.own]

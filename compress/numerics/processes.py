@@ -93,7 +93,11 @@ class Processes(Team):
 
     def broadcast(self, tensor: Tensor, source: int) -> None:
         """Make a tensor, of one shape and dtype everywhere, in all ranks what it is in one."""
+        # Those who receive do so in memory of its own: PyTorch counts the writes to a tensor, but
+        # not those of an exchange.
         buffer = self._bytes(tensor)
+        if source != self.rank:
+            buffer = torch.empty_like(buffer)
         with self._exchange():
             dist.broadcast(buffer, source, group=self._group(tensor))
         if source == self.rank:
@@ -156,9 +160,8 @@ def _closing(life: lifeline.Lifeline, control: dist.ProcessGroup, own: bool) -> 
 
 
 def _fill(tensor: Tensor, buffer: Tensor) -> None:
-    """Give a tensor the values whose bytes came; nothing to do where they are its own memory."""
-    if buffer.data_ptr() != tensor.data_ptr():
-        tensor.copy_(buffer.view(tensor.dtype).reshape(tensor.shape))
+    """Give a tensor the values whose bytes came."""
+    tensor.copy_(buffer.view(tensor.dtype).reshape(tensor.shape))
 
 
 def _nccl(device: str, control: dist.ProcessGroup) -> dist.ProcessGroup | None:

@@ -70,8 +70,14 @@ class Team:
         return name
 
     def batches(self, count: int) -> range:
-        """Which of `count` batches this rank runs: whole chunks, contiguous, in rank order."""
-        own = shares([1] * len(cut := chunks(count)), self.size)[self.rank] if count else range(0)
+        """Which of `count` batches this rank runs: whole chunks, contiguous, in rank order.
+
+        Rank 0 has the first batch.
+        """
+        cut = chunks(count)
+        if len(cut) <= self.size:
+            return cut[self.rank] if self.rank < len(cut) else range(0)
+        own = shares([1] * len(cut), self.size)[self.rank]
         return range(cut[own[0]].start, cut[own[-1]].stop) if own else range(0)
 
     def from_first(self, make: Callable[[], T]) -> T:

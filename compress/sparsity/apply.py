@@ -19,6 +19,7 @@ from compress.checkpoints.walk import open_writer, walk
 from compress.checkpoints.workspace import Workspace, copy_companions, writing
 from compress.checkpoints.zeros import has_packed, write_zeros
 from compress.errors import RequestError
+from compress.numerics.ranks import ALONE, Team
 from compress.progress import Progress
 from compress.sparsity.pruner import STREAM, Pruner, Target
 from compress.sparsity.refit_block import DENSE
@@ -38,12 +39,14 @@ class Applied:
         peak_bytes: largest anonymous memory (on a GPU: allocation) seen between phases.
         notes: how the zeros are stored, and what was odd, for the receipt.
         untouched: number of matrices and other parameters of the blocks left as they were.
+        sent_bytes: of statistics and weights, sent between ranks.
     """
 
     passes: float
     peak_bytes: int
     notes: tuple[str, ...]
     untouched: int
+    sent_bytes: int = 0
 
 
 def prune(
@@ -54,13 +57,22 @@ def prune(
     workspace: Workspace,
     device: str,
     progress: Progress,
+    team: Team = ALONE,
 ) -> Applied:
     """Prune block by block into the workspace's parts, and lay out its result.
 
-    What an interrupted run has finished there is kept: the parts are the journal.
+    What an interrupted run has finished there is kept: the parts are the journal. Ranks of a team
+    share the batches and the matrices; rank 0 writes. Without batches rank 0 does all.
+
+    Raises:
+        RequestError: a refit of blocks with too few batches, or with several ranks.
     """
     dtype = resolve_dtype(settings.dtype)
     running = dtype or compute_dtype(source.dtype, device)
+    if not settings.needs_inputs:
+        if not team.first:
+            return Applied(0.0, 0, (), 0)
+        team = ALONE
     pruner = Pruner(
         targets,
         settings.method,
@@ -72,13 +84,19 @@ def prune(
         notes_file=workspace.path / "notes.jsonl",
         channel_permutation=settings.channel_permutation,
         block_refit=settings.block_refit,
+        team=team,
     )
     if settings.block_refit and len(batches) < 2:
         raise RequestError(
             f"`--refit block` holds calibration batches out: {len(batches)} is too few, 2 needed",
             "use more --samples or a smaller --batch-size",
         )
-    writer = open_writer(workspace.path / "parts", source, dtype=dtype)
+    if settings.block_refit and team.size > 1:
+        raise RequestError(
+            f"`--refit block` takes its steps one after the other, in one process, not {team.size}",
+            "run without torchrun, or with `--refit exact` or `--refit cg`",
+        )
+    writer = open_writer(workspace.path / "parts", source, dtype=dtype, team=team)
     report = walk(
         source,
         batches if settings.needs_inputs else [],
@@ -90,11 +108,15 @@ def prune(
         progress=_renamed(progress, "prune"),
         resume=True,  # a new workspace has no parts
         propagate="dense" if settings.propagate == "dense" else "edited",
+        team=team,
     )
+    if not team.first:
+        return Applied(report.passes, report.peak_bytes, (), len(report.untouched))
     zeros = _lay_out(source, writer, workspace, settings.format, dtype, progress)
     copy_companions(source.companions(), workspace.result)
     notes = (zeros, *pruner.notes())
-    return Applied(report.passes, report.peak_bytes, notes, len(report.untouched))
+    untouched = len(report.untouched)
+    return Applied(report.passes, report.peak_bytes, notes, untouched, report.sent_bytes)
 
 
 def _lay_out(

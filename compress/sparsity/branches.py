@@ -61,6 +61,11 @@ class Branches:
         planned = [m.name for m in block.matrices if any(m.name in p.targets for p in self._all())]
         return [planned] if planned else []
 
+    def begin_chunk(self, chunk: int) -> None:
+        """Sum what comes next apart from what has come before."""
+        for pruner in self._all():
+            pruner.begin_chunk(chunk)
+
     def observe(self, matrix: Matrix, inputs: dict[str, Tensor], keep: Tensor | None) -> None:
         """Account one batch of inputs [rows, in] in the streams that prune the matrix."""
         for pruner in self._all():

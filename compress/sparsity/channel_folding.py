@@ -100,6 +100,16 @@ class Folding:
             return Moments(*(part[order] for part in value))
         return value[order] if value.dim() == 1 else value[order][:, order]
 
+    def state(self) -> tuple[dict[str, float], dict[str, str], dict[str, list[int]]]:
+        """What has been found of the block, as plain data for another process to `take`."""
+        orders = {name: order.tolist() for name, order in self._columns.items()}
+        return self.gains, self.in_order, orders
+
+    def take(self, state: tuple[dict[str, float], dict[str, str], dict[str, list[int]]]) -> None:
+        """Know of the block what another process has found."""
+        self.gains, self.in_order, orders = state
+        self._columns = {name: torch.tensor(order) for name, order in orders.items()}
+
     def clear(self) -> None:
         """Forget the block."""
         self.gains, self.in_order, self._columns = {}, {}, {}

@@ -31,6 +31,7 @@ from compress.evaluation.measures import (
     compare,
     measure_source,
 )
+from compress.numerics.ranks import Team, joined
 from compress.progress import Progress, silent
 from compress.reports.clock import Clock
 from compress.reports.headers import header_line, model_line, plan_line
@@ -63,6 +64,7 @@ class _Job:
     device: str
     progress: Progress
     clock: Clock
+    team: Team
     notes: list[str] = field(default_factory=list)
     batches: list[dict[str, Tensor]] = field(default_factory=list)
     held_out: list[dict[str, Tensor]] = field(default_factory=list)
@@ -118,30 +120,40 @@ def alpha_prune(
     settings = _settings(options)
     clock = Clock()
     with contextlib.ExitStack() as stack:
+        team = stack.enter_context(joined(settings.device))
+        if not team.first:
+            progress, say = silent, _mute
         path = model if isinstance(model, (str, Path)) else _on_disk(model, tokenizer, stack)
         source = open_source(
             path, revision=revision, token=token, trust_remote_code=trust_remote_code
         )
         if plan_out is not None and not Path(plan_out).absolute().parent.is_dir():
             raise RequestError(f"`--plan-out {plan_out}`: its directory doesn't exist")
-        wanted = None if dry_run else _place(output, stack)
+        wanted = None if dry_run else team.from_first(lambda: _place(output, stack))
         if wanted is not None:
             check_output(wanted, overwrite=overwrite or resume, source=source.directory)
         with clock("load"):
-            job = _open_job(source, settings, progress, clock)
+            job = _open_job(source, settings, progress, clock, team)
         say(_describe_model(job))
         with clock("measure"):
             _load_data(job, batches, say)
-            made = _make_plan(job, plan)
+            found = _make_plan(job, plan)
+            made = team.from_first(lambda: found)
         say(_describe_plan(made, settings, given=plan is not None))
-        if plan_out is not None:
+        if plan_out is not None and team.first:
             made.write(Path(plan_out))
         if wanted is None:
             return PruneResult(made, beside=planning.beside(made, job.anatomy))
         done = _run(job, made, wanted, resume, overwrite, before)
         if output is None:
-            return dataclasses.replace(done, output=None, model=load(wanted))
+            pruned = load(wanted)
+            team.wait()  # rank 0 is about to remove the place
+            return dataclasses.replace(done, output=None, model=pruned)
         return done
+
+
+def _mute(text: str) -> None:
+    """Say nothing: rank 0 does."""
 
 
 def _on_disk(
@@ -173,10 +185,10 @@ def _settings(options: Mapping[str, Any]) -> AlphaPruneSettings:
 
 
 def _open_job(
-    source: Source, settings: AlphaPruneSettings, progress: Progress, clock: Clock
+    source: Source, settings: AlphaPruneSettings, progress: Progress, clock: Clock, team: Team
 ) -> _Job:
     """Check all that can be checked without calibration text, every weight included."""
-    device = resolve_device(settings.device)
+    device = team.device(resolve_device(settings.device))
     resolve_dtype(settings.dtype)
     request = check_request(
         ppl=settings.ppl,
@@ -188,8 +200,9 @@ def _open_job(
     )
     anatomy = read_anatomy(skeleton(source))
     matrices = planning.choose_matrices(anatomy, settings.skip)
-    source.check_finite(progress)
-    return _Job(source, settings, anatomy, matrices, request, device, progress, clock)
+    if team.first:
+        source.check_finite(progress)
+    return _Job(source, settings, anatomy, matrices, request, device, progress, clock, team)
 
 
 def _load_data(job: _Job, batches: Sequence[Mapping[str, Any]] | None, say: Say) -> None:
@@ -214,14 +227,16 @@ def _load_data(job: _Job, batches: Sequence[Mapping[str, Any]] | None, say: Say)
             f"`--seqlen {seqlen}` is above the model's limit of {limit} tokens",
             f"use `--seqlen {limit}` or less",
         )
-    job.batches, job.data = prepare_calibration(
-        settings.calib,
-        tokenizer,
-        samples=settings.samples + settings.held_out,
-        seqlen=seqlen,
-        seed=settings.seed,
-        batch_size=settings.batch_size,
-        held_out=settings.ppl,
+    job.batches, job.data = job.team.from_first(
+        lambda: prepare_calibration(
+            settings.calib,
+            tokenizer,
+            samples=settings.samples + settings.held_out,
+            seqlen=seqlen,
+            seed=settings.seed,
+            batch_size=settings.batch_size,
+            held_out=settings.ppl,
+        )
     )
     if settings.held_out:
         _hold_out(job)
@@ -256,7 +271,7 @@ def _hold_out(job: _Job) -> None:
 
 
 def _make_plan(job: _Job, plan: str | Path | Plan | None) -> Plan:
-    digest = job.source.digest()
+    digest = job.team.from_first(job.source.digest)
     if isinstance(plan, Plan):
         return plan
     if plan is not None:
@@ -271,6 +286,7 @@ def _make_plan(job: _Job, plan: str | Path | Plan | None) -> Plan:
         held_out=job.held_out,
         device=job.device,
         progress=job.progress,
+        team=job.team,
     )
     measured = planning.measure(ground)
     job.notes.extend(measured.warnings)
@@ -288,27 +304,53 @@ def _run(
         output,
         overwrite=overwrite,
         resume=resume,
-        fingerprint=_fingerprint(job, plan),
+        fingerprint=_fingerprint(job, plan) if job.team.first else None,
         source=job.source.directory,
+        team=job.team,
     ) as workspace:
         if workspace.committed:
-            workspace.discard()
-            return PruneResult(plan, Receipt.read(output), output)
-        if before is None:
+            return job.team.from_first(lambda: _committed(plan, output, workspace))
+        if before is None and job.team.first:
             before = _score_dense(job, workspace.path / "before.json")
         with job.clock("apply"):
             walked = prune(
-                job.source, job.batches, targets, job.settings, workspace, job.device, job.progress
+                job.source,
+                job.batches,
+                targets,
+                job.settings,
+                workspace,
+                job.device,
+                job.progress,
+                job.team,
             )
-        plan.write(workspace.result / PLAN_FILE)
-        pruned = open_source(workspace.result)
-        after = _score(job, pruned)
-        receipt = _receipt(job, plan, walked, pruned, before, after)
-        receipt.write(workspace.result)
-        if after.perplexity or after.tasks:
-            write_items(workspace.result, after.as_items())
-        with job.clock("save"):
-            workspace.commit()
+        scored = before or Measures()
+        return job.team.from_first(lambda: _complete(job, plan, walked, workspace, output, scored))
+
+
+def _committed(plan: Plan, output: Path, workspace: Workspace) -> PruneResult:
+    """Clear up after a run that was killed when all was done."""
+    workspace.discard()
+    return PruneResult(plan, Receipt.read(output), output)
+
+
+def _complete(
+    job: _Job,
+    plan: Plan,
+    walked: Applied,
+    workspace: Workspace,
+    output: Path,
+    before: Measures,
+) -> PruneResult:
+    """Score the result, write its receipt, and put it in place."""
+    plan.write(workspace.result / PLAN_FILE)
+    pruned = open_source(workspace.result)
+    after = _score(job, pruned)
+    receipt = _receipt(job, plan, walked, pruned, before, after)
+    receipt.write(workspace.result)
+    if after.perplexity or after.tasks:
+        write_items(workspace.result, after.as_items())
+    with job.clock("save"):
+        workspace.commit()
     return PruneResult(plan, receipt, output, None, before, after)
 
 
@@ -375,11 +417,20 @@ def _receipt(
             "seconds": job.clock.seconds,
             "peak_bytes": walked.peak_bytes,
             "passes": walked.passes,
+            **_exchanged(job, walked),
         },
         notes=[*walked.notes[:1], *job.notes, *walked.notes[1:]],
         calibration=job.data.as_dict() if job.data else None,
         allocation=_allocation(job, plan),
     )
+
+
+def _exchanged(job: _Job, walked: Applied) -> dict[str, int]:
+    """How many processes shared the work, and what a block's share of their exchange was."""
+    if job.team.size == 1:
+        return {}
+    blocks = len(job.anatomy.blocks)
+    return {"ranks": job.team.size, "sent_bytes_per_block": walked.sent_bytes // blocks}
 
 
 def _allocation(job: _Job, plan: Plan) -> dict[str, Any]:

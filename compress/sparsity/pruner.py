@@ -10,10 +10,12 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from compress.calibration.sums import ChunkedSums, Seen
 from compress.checkpoints.anatomy import Block, Matrix
 from compress.checkpoints.replay import BlockRuns
 from compress.checkpoints.walk import BlockWeights
 from compress.errors import RequestError
+from compress.numerics.ranks import ALONE, Team, shares
 from compress.sparsity.channel_folding import Folding
 from compress.sparsity.journal import Journal
 from compress.sparsity.methods import (
@@ -53,8 +55,13 @@ V = TypeVar("V", covariant=True)
 class Accumulator(Protocol[V]):
     """A statistic of compress.calibration.statistics."""
 
+    sums: ChunkedSums
+
     def add(self, inputs: Tensor) -> None:
         """Account inputs [rows, in]."""
+
+    def end_chunk(self, hold: bool = False) -> None:
+        """What is added from here on belongs to the next chunk of batches."""
 
     def value(self) -> V:
         """The finished statistic."""
@@ -85,6 +92,41 @@ class InputStatistics(Generic[V]):
         # Only the newest input of each statistic is kept, so at most one batch is held alive.
         self._last = {k: v for k, v in self._last.items() if v[1] is not own}
         self._last[id(inputs)] = (inputs, own)
+
+    def begin_chunk(self, hold: bool = False) -> None:
+        """What comes next belongs to the next chunk of batches; see ChunkedSums for `hold`."""
+        for own in self.values.values():
+            own.end_chunk(hold)
+
+    def combine(self, names: Sequence[str], team: Team, device: torch.device) -> None:
+        """Make the statistics of some matrices those of all ranks' batches, in all ranks.
+
+        Every rank calls this with the same names. A matrix that only some ranks saw (an expert)
+        is in all of them afterwards.
+        """
+        if team.size == 1:
+            return
+        leaders: dict[int, str] = {}  # matrices that share a statistic send it once
+        mine = {}
+        for name in names:
+            own = self.values.get(name)
+            if own is not None:
+                leader = leaders.setdefault(id(own), name)
+                mine[name] = (leader, own.sums.seen() if leader == name else None)
+        found = team.gather(mine)
+        joined: dict[str, list[Seen | None]] = {}
+        for name in names:
+            first = next((each[name][0] for each in found if name in each), None)
+            if first is None:
+                continue
+            if first == name:
+                joined[name] = [each[name][1] if name in each else None for each in found]
+                self.values.setdefault(name, self.make(name.rpartition("/")[2]))
+            self.values[name] = self.values[first]
+        for name, seen in joined.items():
+            self.values[name].sums.chain(team, seen, device)
+        for name, seen in joined.items():
+            self.values[name].sums.share(team, seen, device)
 
     def get(self, name: str) -> V | None:
         """The finished statistic of `name`, or None where no token reached it."""
@@ -121,6 +163,8 @@ class Pruner:
             most, where their producers can take it.
         block_refit: how all kept weights of a block are refitted in the end; the walk then carries
             the stream `dense` beside. None leaves them.
+        team: the processes of the walk. Each has seen its own batches and prunes its part of a
+            block's matrices. Not with `block_refit`, which needs all batches in one process.
     """
 
     def __init__(
@@ -138,6 +182,7 @@ class Pruner:
         pool: Pool | None = None,
         channel_permutation: bool = False,
         block_refit: BlockRefit | None = None,
+        team: Team = ALONE,
     ) -> None:
         self.targets = targets
         self.method = method
@@ -152,7 +197,8 @@ class Pruner:
         self._folding = Folding(stream, patterns) if channel_permutation else None
         self._runs: BlockRuns | None = None
         self._notes: list[str] = []
-        self._journal = Journal(notes_file)
+        self._team = team
+        self._journal = Journal(notes_file if team.first else None)
         pool = {} if pool is None else pool
         self._statistics = {
             kind: pool.setdefault(kind, InputStatistics(kind))
@@ -168,6 +214,11 @@ class Pruner:
         known = {role for roles in TRUE_SEQUENTIAL for role in roles}
         staged.append([m.name for m in planned if m.role not in known])
         return [stage for stage in staged if stage]
+
+    def begin_chunk(self, chunk: int) -> None:
+        """Sum what comes next apart from what has come before."""
+        for statistic in self._statistics.values():
+            statistic.begin_chunk(hold=not self._team.first)
 
     def observe(self, matrix: Matrix, inputs: dict[str, Tensor], keep: Tensor | None) -> None:
         """Account one batch of inputs [rows, in] of `matrix`; padded rows are gone already."""
@@ -186,12 +237,13 @@ class Pruner:
         for name in names:
             if not bool(weights.read(name, self.stream).isfinite().all()):
                 raise RequestError(f"`{name}` holds NaN or Inf", "repair or re-download the model")
+        if names and self._team.size > 1:
+            device = weights.read(names[0], self.stream).device
+            for statistic in self._statistics.values():
+                statistic.combine([self._key(name) for name in names], self._team, device)
         if self._folding is not None and self._runs is not None:
-            self._folding.arrange(
-                self._runs, names, lambda name: self._channel_score(name, weights)
-            )
-        for name in names:
-            self._prune(name, weights.view(name, self.stream), self.targets[name])
+            self._arrange(self._folding, self._runs, names, weights)
+        self._prune_all(block, [n for n in names if self.targets[n].zeros], weights)
 
     def finish(self, block: Block, weights: BlockWeights) -> None:
         """Refit the block if asked to, drop its statistics and keep its notes."""
@@ -225,9 +277,34 @@ class Pruner:
         """Under which name a matrix's statistics are kept: streams of one pool have their own."""
         return f"{self.stream}/{name}"
 
-    def _prune(self, name: str, view: Tensor, target: Target) -> None:
-        if target.zeros == 0:
-            return
+    def _arrange(
+        self, folding: Folding, runs: BlockRuns, names: Sequence[str], weights: BlockWeights
+    ) -> None:
+        """Permute channels, by rank 0, which has the batch that they are tried on."""
+        if self._team.first:
+            folding.arrange(runs, names, lambda name: self._channel_score(name, weights))
+        if self._team.size > 1:
+            folding.take(self._team.from_first(folding.state))
+            for name in sorted(weights.tensors(self.stream)):
+                self._team.broadcast(weights.parameter(name, self.stream), 0)
+
+    def _prune_all(self, block: Block, names: Sequence[str], weights: BlockWeights) -> None:
+        """Prune matrices, each by one rank, which tells the others what became of it."""
+        shapes = {matrix.name: matrix.shape for matrix in block.matrices}
+        # A solver's work grows like out * in²; the order of names stays, as the notes' does.
+        own = shares([float(shapes[n][0] * shapes[n][1] ** 2) for n in names], self._team.size)
+        owner = {names[i]: rank for rank, part in enumerate(own) for i in part}
+        notes: dict[str, str] = {}
+        for name in names:
+            if owner[name] == self._team.rank:
+                note = self._prune(name, weights.view(name, self.stream), self.targets[name])
+                notes |= {name: f"{name}: {note}"} if note else {}
+        for name in names:
+            self._team.broadcast(weights.view(name, self.stream), owner[name])
+        told = {name: note for found in self._team.gather(notes) for name, note in found.items()}
+        self._notes += [told[name] for name in names if name in told]
+
+    def _prune(self, name: str, view: Tensor, target: Target) -> str | None:
         layer = Layer(
             name,
             view.to(self.stored or view.dtype),
@@ -240,9 +317,8 @@ class Pruner:
         if self._folding is not None:
             statistics = {k: self._folding.statistic(name, v) for k, v in statistics.items()}
         pruned = prune_layer(layer, self.method, self.refit, statistics)
-        if pruned.note:
-            self._notes.append(f"{name}: {pruned.note}")
         if pruned.weight is None:
             view.masked_fill_(~pruned.mask, 0)
         else:
             view.copy_(pruned.weight)
+        return pruned.note

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from compress.checkpoints.loader import BlockLoader, skeleton
 from compress.checkpoints.placement import resolve_device
 from compress.checkpoints.source import Source
 from compress.errors import RequestError, near_names
+from compress.numerics.ranks import ALONE, Team, shares
 from compress.progress import Progress, silent
 from compress.spectra.cache import SpectraCache
 from compress.spectra.decompose import Wanted, decompose
@@ -36,6 +38,7 @@ def measure_spectra(
     seed: int = 0,
     cache: SpectraCache | None = None,
     engine: str = "compress",
+    team: Team = ALONE,
 ) -> list[SpectrumRow]:
     """Measure every matrix of every block; experts each, fused matrices by their parts.
 
@@ -51,6 +54,8 @@ def measure_spectra(
         seed: of the shuffle behind rand_distance.
         cache: where spectra of equal tensors are found and kept; None is nowhere.
         engine: "weightwatcher" has its `analyze` measure the same matrices.
+        team: processes that share the matrices between them and all return the rows; not with
+            "weightwatcher", where each measures all.
 
     Returns:
         A row for each of the matrices, in order. Where a value doesn't exist (a zero matrix, one
@@ -74,10 +79,40 @@ def measure_spectra(
         return watched_rows(source, anatomy, chosen, metrics=metrics, seed=seed, progress=progress)
     names = tuple(DEFAULT_METRICS if metrics is None else metrics)
     wanted = Wanted(names, exact, farms or FarmsSettings(), seed)
+    place = torch.device(resolve_device(device))
+    own = [chosen[i] for i in _share(chosen, team, place)]
     spectra = read_spectra(
-        source, anatomy, chosen, wanted, device=device, cache=cache, progress=progress
+        source, anatomy, own, wanted, device=device, cache=cache, progress=progress
     )
-    return rows_of(list(spectra), names)
+    return rows_of(_gathered(list(spectra), team, place), names)
+
+
+def _share(matrices: Sequence[Matrix], team: Team, device: torch.device) -> list[int]:
+    """Which matrices this rank decomposes: about as much work as every other.
+
+    On CUDA equal shapes of a block are decomposed in one batch, whose bits may depend on what is
+    in it: there blocks stay whole.
+    """
+    costs: dict[str, float] = {}
+    unit = [m.block if device.type == "cuda" else m.name for m in matrices]
+    for matrix, name in zip(matrices, unit, strict=True):
+        costs[name] = costs.get(name, 0.0) + float(matrix.numel * min(matrix.shape))
+    names = list(costs)
+    own = {names[i] for i in shares(list(costs.values()), team.size)[team.rank]}
+    return [i for i, name in enumerate(unit) if name in own]
+
+
+def _gathered(own: list[MatrixSpectrum], team: Team, device: torch.device) -> list[MatrixSpectrum]:
+    """The spectra of all ranks, in the order of matrices, on this rank's device."""
+    if team.size == 1:
+        return own
+    found = [s for part in team.gather([_moved(s, "cpu") for s in own]) for s in part]
+    return [_moved(spectrum, device) for spectrum in found]
+
+
+def _moved(spectrum: MatrixSpectrum, device: str | torch.device) -> MatrixSpectrum:
+    parts = [replace(p, eigenvalues=p.eigenvalues.to(device)) for p in spectrum.parts]
+    return replace(spectrum, parts=parts, zeros=spectrum.zeros.to(device))
 
 
 def read_spectra(

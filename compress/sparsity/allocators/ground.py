@@ -14,6 +14,7 @@ from torch import Tensor
 
 from compress.checkpoints.anatomy import Anatomy, Matrix
 from compress.checkpoints.source import Source
+from compress.numerics.ranks import ALONE, Team
 from compress.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Ground:
         targets: what the pruner would take for given shares [n].
         device: where it is measured.
         progress: told how far it is.
+        team: the processes that measure together; what needs no team each does by itself.
     """
 
     source: Source
@@ -51,6 +53,7 @@ class Ground:
     targets: Callable[[Tensor], Mapping[str, Target]] | None = None
     device: str = "cpu"
     progress: Progress = silent
+    team: Team = ALONE
 
     @property
     def sizes(self) -> list[int]:

@@ -16,6 +16,7 @@ from compress.checkpoints.anatomy import Block, Matrix
 from compress.checkpoints.placement import compute_dtype
 from compress.checkpoints.walk import BlockWeights, walk
 from compress.numerics.ranked import kth_smallest
+from compress.numerics.ranks import ALONE, Team
 from compress.sparsity.allocators.ground import Ground, Measured, Values, filled
 from compress.sparsity.allocators.maps import by_spread, dlp_spread, outlier_share
 from compress.sparsity.masks import wanda_score
@@ -32,10 +33,18 @@ class ScoreMeter:
         names: the matrices that count.
         reduce: see Reduce.
         grains: "block", "matrix" or both.
+        team: the processes of the walk.
     """
 
-    def __init__(self, names: set[str], reduce: Reduce, grains: Sequence[str] = ("block",)) -> None:
+    def __init__(
+        self,
+        names: set[str],
+        reduce: Reduce,
+        grains: Sequence[str] = ("block",),
+        team: Team = ALONE,
+    ) -> None:
         self.names = names
+        self.team = team
         self.reduce = reduce
         self.values: dict[str, Values] = {grain: {} for grain in grains}
         self._statistics = InputStatistics(ColumnNorms)
@@ -45,12 +54,19 @@ class ScoreMeter:
         counted = [m.name for m in block.matrices if m.name in self.names]
         return [counted] if counted else []
 
+    def begin_chunk(self, chunk: int) -> None:
+        """Sum what comes next apart from what has come before."""
+        self._statistics.begin_chunk(hold=not self.team.first)
+
     def observe(self, matrix: Matrix, inputs: dict[str, Tensor], keep: Tensor | None) -> None:
         """Account one batch of inputs [rows, in]."""
         self._statistics.add(matrix.name, inputs[STREAM])
 
     def edit(self, block: Block, names: Sequence[str], weights: BlockWeights) -> None:
         """Measure; nothing is changed. Experts that no token reached have no scores."""
+        if names:
+            device = weights.read(names[0], STREAM).device
+            self._statistics.combine(names, self.team, device)
         norms = {name: self._statistics.get(name) for name in names}
         seen = {name: norm for name, norm in norms.items() if norm is not None}
         if not seen:
@@ -109,7 +125,7 @@ def share_dlp(values: Sequence[float], ground: Ground) -> Tensor:
 
 
 def _measure(ground: Ground, reduce: Reduce, column: str) -> Measured:
-    meter = ScoreMeter({m.name for m in ground.matrices}, reduce, ground.grains)
+    meter = ScoreMeter({m.name for m in ground.matrices}, reduce, ground.grains, ground.team)
     walk(
         ground.source,
         ground.batches,
@@ -119,6 +135,7 @@ def _measure(ground: Ground, reduce: Reduce, column: str) -> Measured:
         streams=(STREAM,),
         progress=ground.progress,
         propagate="dense",
+        team=ground.team,
     )
     return _whole(meter.values, ground, column)
 

@@ -67,6 +67,7 @@ def _measured(ground: Ground, metric: str, windows: FarmsSettings | None) -> Mea
         exact=ground.settings.esd_exact,
         farms=windows,
         progress=ground.progress,
+        team=ground.team,
     )
     rows = [row for row in rows if row.module in wanted]
     values = {row.module: row.metrics[metric] for row in rows}
