@@ -258,7 +258,9 @@ FAMILIES: dict[str, Family] = {
     **_kinds("image", "resnet regnet", **_STAGES, embedding_size=16, groups_width=8),
     **_kinds("image", "convnext", **_STAGES, num_stages=2, patch_size=4),
     **_kinds("image", "segformer", **_SEGMENTS, sr_ratios=[2, 1]),
-    **_kinds("image", "pvt", **_SEGMENTS | {"patch_sizes": [4, 2]}, sequence_reduction_ratios=[2, 1]),
+    **_kinds(
+        "image", "pvt", **_SEGMENTS | {"patch_sizes": [4, 2]}, sequence_reduction_ratios=[2, 1]
+    ),
     **_kinds("image", "poolformer", **_SEGMENTS, padding=[2, 1], patch_size=None),
     **_kinds(
         "image",

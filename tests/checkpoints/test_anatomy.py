@@ -315,18 +315,33 @@ class Model(nn.Module):
 
 
 class TestOtherModels:
-    def test_a_matrix_tied_to_another_is_skipped_by_name(self):
+    def test_a_matrix_that_blocks_share_is_edited_in_the_first(self):
         model = Model(Layer(), Layer())
         model.layers[1].fc1.weight = model.layers[0].fc1.weight
         first, second = read_anatomy(model).blocks
-        assert first.skipped == (("layers.0.fc1.weight", "tied to `layers.1.fc1.weight`"),)
+        assert first.skipped == ()
         assert second.skipped == (("layers.1.fc1.weight", "tied to `layers.0.fc1.weight`"),)
         assert [m.name for m in second.matrices] == ["layers.1.fc2"]
 
     def test_ties_that_only_the_model_declares(self):
-        model = Model(Layer(), Layer())
-        model.all_tied_weights_keys = {"layers.1.fc2.weight": "layers.0.fc2.weight"}
-        assert [len(block.skipped) for block in read_anatomy(model).blocks] == [1, 1]
+        model = Model(Layer(), Layer(), Layer())
+        model.all_tied_weights_keys = {
+            f"layers.{i}.fc2.weight": "layers.0.fc2.weight" for i in (1, 2)
+        }
+        assert [len(block.skipped) for block in read_anatomy(model).blocks] == [0, 1, 1]
+        model.all_tied_weights_keys = {"layers.0.fc2.weight": "layers.1.fc2.weight"}
+        # Stored in a later block than the first that needs it: no block may change it.
+        assert [len(block.skipped) for block in read_anatomy(model).blocks] == [1, 1, 0]
+
+    def test_a_matrix_tied_within_a_block_or_to_the_outside_is_left_alone(self):
+        model = Model(Layer())
+        model.layers[0].fc2.weight = model.layers[0].fc1.weight
+        assert len(read_anatomy(model).blocks[0].skipped) == 2
+        model = Model(Layer())
+        model.layers[0].fc1.weight = model.words.weight
+        assert read_anatomy(model).blocks[0].skipped == (
+            ("layers.0.fc1.weight", "tied to `words.weight`"),
+        )
 
     @pytest.mark.parametrize("kind", ["list", "dict"])
     def test_experts_that_are_modules(self, kind):
