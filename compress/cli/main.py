@@ -40,7 +40,7 @@ COMMANDS: dict[str, Entry] = {
     ),
     "train-spam": Entry(
         "Train",
-        "SPAM, Stable-SPAM and their baselines: an Adam that survives spikes",
+        "SPAM, Stable-SPAM and baselines: an Adam that survives spikes",
         "compress.cli.train_spam",
     ),
     "train-meap": Entry(
