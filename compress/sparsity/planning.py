@@ -34,9 +34,16 @@ def choose_matrices(anatomy: Anatomy, skip: Sequence[str]) -> list[Matrix]:
     """The matrices that take part: all of the blocks, less those that a glob names.
 
     Raises:
-        RequestError: a glob that matches nothing, or nothing is left.
+        RequestError: there is no linear layer, a glob that matches nothing, or nothing is left.
     """
     names = [m.name for m in anatomy.matrices]
+    if not names:
+        reasons = sorted({reason for block in anatomy.blocks for _, reason in block.skipped})
+        raise RequestError(
+            f"the model's {len(anatomy.blocks)} blocks hold no linear layer to prune, only: "
+            f"{', '.join(reasons) or 'other parameters'}",
+            "docs/families.md lists the model types that can be pruned",
+        )
     for glob in skip:
         if not fnmatch.filter(names, glob):
             raise RequestError(
