@@ -32,6 +32,16 @@ def check(**given):
         ({"pattern": "2:4", "sparsity": 0.6}, ["removes 0.5", "leave `--sparsity` out"]),
         ({"pattern": "2:4", "allocation": "alpha"}, ["`--allocation alpha` can't act"]),
         ({"pattern": "2:7", "method": "sparsegpt"}, ["isn't a multiple of 7"]),
+        ({"pattern": "mixed:7", "method": "sparsegpt"}, ["isn't a multiple of 7"]),
+        ({"pattern": "mixed:1"}, ["at least 2 is needed"]),
+        ({"channel_permutation": True}, ["has no `--pattern`", "add `--pattern 2:4`"]),
+        (
+            {"channel_permutation": True, "pattern": "2:4", "propagate": "dense"},
+            ["`--channel-permutation` runs blocks again", "use `--propagate pruned`"],
+        ),
+        ({"refit": "block", "propagate": "dense"}, ["`--refit block` runs blocks again"]),
+        ({"refit_steps": 0}, ["`--refit-steps 0` is less than 1"]),
+        ({"refit_lr": -1.0}, ["`--refit-lr -1` isn't positive"]),
     ],
 )
 def test_a_wrong_setting_is_named(given, words):
