@@ -65,8 +65,8 @@ def interval(value: float | None, name: str) -> int:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The part of a tensor that this process holds; shares its memory."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    """The part of a tensor that this process holds: its memory, without autograd's marks."""
+    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
 
 
 def state_dtype(parameter: Tensor) -> torch.dtype:

@@ -173,7 +173,8 @@ def adamw_8bit(source: Any, lr: float, *, weight_decay: float = 0.0, **options: 
 
 def state_size(optimizer: torch.optim.Optimizer) -> int:
     """Bytes of an optimizer's state on this process, tensors inside other objects included."""
-    return sum(_bytes(value) for state in optimizer.state.values() for value in state.values())
+    states = [state for state in optimizer.state.values() if isinstance(state, dict)]
+    return sum(_bytes(value) for state in states for value in state.values())
 
 
 def _bytes(value: Any) -> int:

@@ -31,6 +31,30 @@ def mesh_of(parameter: Tensor) -> Mesh:
     )
 
 
+def means(tensors: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """The mean of each tensor over all processes that hold a part of it, 0-d.
+
+    Args:
+        tensors: pairs of a parameter and this process's part of a tensor of its placement.
+    """
+    found = [part.sum() / max(_whole(p, part), 1) for p, part in tensors]
+    by_mesh: dict[Any, list[int]] = {}
+    for place, ((p, part), mean) in enumerate(zip(tensors, found)):
+        by_mesh.setdefault((mesh_of(p), part.device, mean.dtype), []).append(place)
+    for (mesh, *_), places in by_mesh.items():
+        if mesh:
+            joined = torch.stack([found[place] for place in places])
+            for group in mesh:
+                all_reduce(joined, ReduceOp.SUM, group=group)
+            for place, mean in zip(places, joined.unbind()):
+                found[place] = mean
+    return found
+
+
+def _whole(parameter: Tensor, part: Tensor) -> int:
+    return parameter.numel() if isinstance(parameter, DTensor) else part.numel()
+
+
 def measure(gradients: Sequence[Tensor], engine: kernels.Engine, mesh: Mesh) -> Measured:
     """Reduce gradients for the first time."""
     if gradients[0].device.type != "cpu":
@@ -74,13 +98,14 @@ class Measured:
         dtype = torch.promote_types(self._gradients[0].dtype, torch.float32)
         rows = torch.zeros(len(limit), kernels.SCALARS, dtype=dtype, device=limit.device)
         rows[:, kernels.CLIP], rows[:, kernels.CAP] = limit, factor
-        sums = torch.zeros_like(rows)
+        sums = [torch.zeros_like(row) for row in rows]  # each its own memory: graphs want that
         filled = [i for i, g in enumerate(self._gradients) if g.numel()]
-        lists = [list(self._gradients), list(rows.unbind()), list(sums.unbind())]
+        flat = [g.reshape(-1) for g in self._gradients]
+        lists: list[list[Tensor]] = [flat, list(rows.unbind()), sums]
         kernel = kernels.square_clamped if clamp else kernels.square_scaled
         if filled:
             self._engine.run(kernel, [[tensors[i] for i in filled] for tensors in lists])
-        return sums[:, 0].double()
+        return torch.stack(sums)[:, 0].double()
 
 
 class MeasuredRows(Measured):
@@ -91,8 +116,9 @@ class MeasuredRows(Measured):
         self._stats = _reduce_rows(self._rows, self._engine)
         tops = []
         for g, (largest, _) in zip(self._gradients, self._stats):
-            parts = [largest, _rest(g).abs().to(largest.dtype)]
-            tops.append(torch.cat([part.max().view(1) for part in parts if part.numel()]).max())
+            rest = _rest(g).abs().to(largest.dtype)
+            # Of an empty shard the largest entry is 0.
+            tops.append(torch.cat([largest, rest]).max() if g.numel() else largest.new_zeros(()))
         return torch.stack(tops).double()
 
     def _squares(self, limit: Tensor, factor: Tensor, over: Tensor, clamp: bool) -> Tensor:

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
-from compress.training.optimizers import kernels
+from compress.training.optimizers import kernels, reductions
 from compress.training.optimizers.base import (
     BIASES,
     BadOption,
@@ -122,10 +123,10 @@ class SPAM(HealthyOptimizer):
             self._reset(group)
         batches: dict[Any, list[tuple[Tensor, dict[str, Any]]]] = {}
         for place, p in self._with_gradient(group):
-            if local(p).numel() == 0:
-                continue
             state = self.state[p] or self._start(group, place, p)
             step = float(state["step"].add_(1))
+            if local(p).numel() == 0:
+                continue  # but it has a state, of which each process must have a part
             like = state["exp_avg"]
             key = (
                 *(step, like.dtype, like.device, p.dtype, _width(state)),
@@ -139,7 +140,7 @@ class SPAM(HealthyOptimizer):
         state = self.state[p]
         state["step"] = torch.zeros((), dtype=torch.float32)
         if group["density"] < 1 and p.ndim >= 2:
-            if p is not local(p):
+            if isinstance(p, DTensor):
                 raise BadOption(
                     "density is below 1, and a parameter is sharded over processes",
                     "leave --density out with --fsdp: sharding divides the state already",
@@ -173,12 +174,11 @@ class SPAM(HealthyOptimizer):
 
     def _reset(self, group: dict[str, Any]) -> None:
         beta2, restart = group["betas"][1], group["bias"] == "restart"
-        for place, p in enumerate(group["params"]):
-            state = self.state.get(p)
-            if not state:
-                continue
+        started = [(i, p, self.state[p]) for i, p in enumerate(group["params"]) if p in self.state]
+        if restart:
+            _remember([(p, state) for _, p, state in started], beta2)
+        for place, p, state in started:
             if restart:
-                _remember(state, beta2)
                 state["step"].zero_()
             if "blocks" in state:
                 self._draw(group, place, p, state)
@@ -241,7 +241,7 @@ class SPAM(HealthyOptimizer):
             self._engine.run(kernels.spam, [masters, picked, m, v, scalars])
             moved = masters
         elif all(p.is_contiguous() for p, _ in batch):
-            views = [p.view(-1, width) for p, _ in batch]
+            views = [local(p).view(-1, width) for p, _ in batch]
             self._engine.run(kernels.spam_blocks, [views, gradients, m, v, scalars, chosen])
             return
         else:
@@ -257,12 +257,12 @@ class SPAM(HealthyOptimizer):
     def _scalars(
         self, group: dict[str, Any], step: float, states: list[dict[str, Any]], like: Tensor
     ) -> list[Tensor]:
-        """The kernel's scalars of each tensor; the same one for all where nothing differs."""
+        """The kernel's scalars, a tensor for each of `states`: a graph wants different ones."""
         values, cap = spam_scalars(group, step)
-        if cap == math.inf or "reference" not in states[0]:
-            return [on_device([values], like)[0]] * len(states)
         rows = on_device([values] * len(states), like)
-        rows[:, kernels.CAP] = cap * torch.stack([s["reference"] for s in states]).to(rows.dtype)
+        if cap < math.inf and "reference" in states[0]:
+            limits = torch.stack([state["reference"] for state in states])
+            rows[:, kernels.CAP] = cap * limits.to(rows.dtype)
         return list(rows.unbind())
 
     # Counts
@@ -341,15 +341,15 @@ def spam_scalars(group: dict[str, Any], step: float) -> tuple[list[float], float
     return row, cap
 
 
-def _remember(state: dict[str, Any], beta2: float) -> None:
-    """Keep the root of a tensor's mean second moment, as a limit while the next one settles."""
-    step = float(state["step"])
-    if step == 0:
+def _remember(started: list[tuple[Tensor, dict[str, Any]]], beta2: float) -> None:
+    """Keep the roots of the tensors' mean second moments, as limits while the next ones settle."""
+    stepped = [(p, state) for p, state in started if float(state["step"])]
+    if not stepped:
         return
-    mean = state["exp_avg_sq"].mean()
-    mean = mean.full_tensor() if hasattr(mean, "full_tensor") else mean
-    root = (mean / (1.0 - beta2**step)).sqrt()
-    state["reference"] = torch.where(root > 0, root, torch.full_like(root, math.inf))
+    means = reductions.means([(p, local(state["exp_avg_sq"])) for p, state in stepped])
+    for (_, state), mean in zip(stepped, means):
+        root = (mean / (1.0 - beta2 ** float(state["step"]))).sqrt()
+        state["reference"] = torch.where(root > 0, root, math.inf)
 
 
 def _width(state: dict[str, Any]) -> int:

@@ -118,18 +118,18 @@ class StableSPAM(HealthyOptimizer):
         every = group["reset_every"]
         resets = bool(every) and group["calls"] % every == 0
         if resets:
-            self._reset(group, moments=group["bias"] == "restart")
+            self._reset(group, W_FIRST, moments=group["bias"] == "restart")
         batches: dict[Any, list[Tensor]] = {}
         for _, p in self._with_gradient(group):
             state = self.state[p] or self._start(p)
-            own, gradient = local(p), local(p.grad)  # type: ignore[arg-type]
-            flat = own.is_contiguous() and gradient.is_contiguous() and own.numel() >= 2
-            key = (*_kind(state["exp_avg"]), p.dtype, gradient.dtype, flat, reductions.mesh_of(p))
+            gradient: Any = p.grad
+            # Nothing here may differ between processes: each batch costs two collectives.
+            key = (*_kind(state["exp_avg"]), p.dtype, gradient.dtype, reductions.mesh_of(p))
             batches.setdefault(key, []).append(p)
-        for (*_, flat, mesh), parameters in batches.items():
-            self._update(group, parameters, flat, mesh)
+        for (*_, mesh), parameters in batches.items():
+            self._update(group, parameters, mesh)
         if resets and group["bias"] == "legacy":
-            self._reset(group, moments=True, weights=False)
+            self._reset(group, W_MAXIMUM, moments=True)
 
     def _start(self, p: Tensor) -> dict[str, Any]:
         state = self.state[p]
@@ -141,39 +141,45 @@ class StableSPAM(HealthyOptimizer):
             state["master"] = master
         return state
 
-    def _reset(self, group: dict[str, Any], *, moments: bool, weights: bool = True) -> None:
+    def _reset(self, group: dict[str, Any], first: int, *, moments: bool) -> None:
+        """Restart corrections, and moments if asked.
+
+        Args:
+            group: whose parameters.
+            first: W_FIRST: Adam's correction starts at its first step, which comes now. W_MAXIMUM:
+                those of the averages count the step just taken as their first.
+            moments: whether they become 0.
+        """
         states = [self.state[p] for p in group["params"] if p in self.state]
         if not states:
             return
         if moments:
             names = ("exp_avg", "exp_avg_sq")
             torch._foreach_zero_([local(state[name]) for state in states for name in names])
-        if weights:
-            first = W_FIRST if group["bias"] == "restart" else W_MAXIMUM
-            for state in states:
-                state["statistics"][first : W_SECOND + 1] = 0.0
+        gammas = (group["gamma3"], _decayed(group)[1], group["gamma2"])
+        for state in states:
+            if first == W_FIRST:
+                state["statistics"][W_FIRST : W_SECOND + 1] = 0.0
+                continue
+            for column, gamma in zip((W_MAXIMUM, W_NORM, W_SQUARE), gammas):
+                state["statistics"][column] = 1.0 - gamma
 
-    def _update(
-        self, group: dict[str, Any], parameters: list[Tensor], flat: bool, mesh: Any
-    ) -> None:
+    def _update(self, group: dict[str, Any], parameters: list[Tensor], mesh: Any) -> None:
         states = [self.state[p] for p in parameters]
         targets = [local(state.get("master", p)) for p, state in zip(parameters, states)]
         gradients = [local(p.grad) for p in parameters]  # type: ignore[arg-type]
         m = [local(state["exp_avg"]) for state in states]
         v = [local(state["exp_avg_sq"]) for state in states]
-        lists = [targets, gradients, m, v]
-        if flat:
-            lists = [[t.view(-1) for t in tensors] for tensors in lists]
-        scalars = self._measure(group, lists[1], states, mesh).to(m[0].dtype)
-        filled = [i for i, p in enumerate(targets) if p.numel()]
-        lists = [[tensors[i] for i in filled] for tensors in lists]
-        rows = [scalars[i] for i in filled]
+        scalars = self._measure(group, gradients, states, mesh).to(m[0].dtype).unbind()
         kernel = ADACLIPS[group["adaclip"]]
-        if flat:
-            self._engine.run(kernel, [*lists, rows])
-        else:
-            for tensors in zip(*lists, rows):
+        flat = []
+        for tensors in zip(targets, gradients, m, v, scalars):
+            if tensors[0].numel() >= 2 and all(t.is_contiguous() for t in tensors):
+                flat.append([t.view(-1) for t in tensors])
+            else:
                 kernel(*tensors)
+        if flat:
+            self._engine.run(kernel, list(zip(*flat)))
         if "master" in states[0]:
             torch._foreach_copy_([local(p) for p in parameters], targets)
 
