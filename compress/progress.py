@@ -25,3 +25,12 @@ class Progress(Protocol):
 
 def silent(task: str, done: int, total: int, note: str = "") -> None:
     """A Progress that says nothing."""
+
+
+def renamed(progress: Progress, name: str) -> Progress:
+    """A Progress that passes everything on under one task's name."""
+
+    def call(task: str, done: int, total: int, note: str = "") -> None:
+        progress(name, done, total, note)
+
+    return call

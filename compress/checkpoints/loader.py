@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -28,9 +27,9 @@ from transformers.core_model_loading import (
 )
 from transformers.initialization import no_init_weights
 from transformers.modeling_utils import LoadStateDictConfig
-from transformers.utils import logging
 
 from compress.checkpoints.exceptions import keep_weights_still
+from compress.checkpoints.quiet import without_bars
 from compress.checkpoints.source import Source
 from compress.errors import RequestError
 
@@ -100,7 +99,7 @@ def load_tensors(
     dtype = dtype or model.dtype
     if mapping is None:
         mapping = _conversions(model)
-    with _no_bars():
+    with without_bars():
         info, _ = convert_and_load_state_dict_in_model(
             model,
             dict(tensors),
@@ -402,15 +401,3 @@ def _apply_edits(model: PreTrainedModel, described: Any) -> None:
     if not isinstance(described, dict):
         described = described.to_dict()
     apply(model, described.get("modules", {}))
-
-
-@contextmanager
-def _no_bars() -> Iterator[None]:
-    """Silence the library's bars: the caller's `progress` is the one to be drawn."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

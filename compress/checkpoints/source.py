@@ -12,7 +12,6 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +25,7 @@ from transformers.models.auto import modeling_auto
 from compress.checkpoints import packing, tensorfiles
 from compress.checkpoints.configs import first_line, read_config
 from compress.checkpoints.hub import locate
+from compress.checkpoints.quiet import without_bars
 from compress.checkpoints.tensorfiles import StoredTensor, read_json
 from compress.errors import RequestError
 from compress.progress import Progress, silent
@@ -239,7 +239,7 @@ class Source:
             options["device_map"] = {"": device}
         kind: Any = self.model_class()
         try:
-            with _no_bars():
+            with without_bars():
                 model, info = kind.from_pretrained(
                     self.directory, output_loading_info=True, **options
                 )
@@ -342,16 +342,3 @@ def _count_not_finite(tensor: torch.Tensor) -> tuple[int, int]:
             nan += int(values.isnan().sum())
             infinite += int(values.isinf().sum())
     return nan, infinite
-
-
-@contextmanager
-def _no_bars() -> Iterator[None]:
-    """Silence the progress bars of transformers: the command line draws its own."""
-    logging = transformers.utils.logging
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -87,32 +86,3 @@ def draw_heatmap(
     data = np.array([[math.nan if v is None else v for v in row] for row in cells], dtype=float)
     image = axes.imshow(data, vmin=ends[0], vmax=ends[1], cmap="viridis", aspect="auto")
     figure.colorbar(image, ax=axes)
-
-
-def new_figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
-    """Return a figure and its axes [rows, columns], without a display."""
-    # Without pyplot: no global state; and only here, since it loads slowly.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False)
-
-
-def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write a figure as PNG, whole or not at all; equal figures give equal bytes.
-
-    Raises:
-        RunError: the file can't be written.
-    """
-    from compress.errors import RunError
-
-    target = Path(path)
-    partial = target.with_name(f".{target.name}.partial")
-    try:
-        figure.savefig(partial, format="png", metadata={"Software": None})
-        partial.replace(target)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise RunError(f"`{path}` can't be written: {error.strerror or error}") from error

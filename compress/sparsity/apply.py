@@ -20,7 +20,7 @@ from compress.checkpoints.workspace import Workspace, copy_companions, writing
 from compress.checkpoints.zeros import has_packed, write_zeros
 from compress.errors import RequestError
 from compress.numerics.ranks import ALONE, Team
-from compress.progress import Progress
+from compress.progress import Progress, renamed
 from compress.sparsity.pruner import STREAM, Pruner, Target
 from compress.sparsity.refit_block import DENSE
 from compress.sparsity.settings import AlphaPruneSettings
@@ -105,7 +105,7 @@ def prune(
         device=device,
         dtype=running if running != source.dtype else None,
         streams=(STREAM, DENSE) if settings.block_refit else (STREAM,),
-        progress=_renamed(progress, "prune"),
+        progress=renamed(progress, "prune"),
         resume=True,  # a new workspace has no parts
         propagate="dense" if settings.propagate == "dense" else "edited",
         team=team,
@@ -139,7 +139,7 @@ def _lay_out(
         workspace.path / "pieces",
         form,
         config=_config(source, dtype),
-        progress=_renamed(progress, "lay out"),
+        progress=renamed(progress, "lay out"),
     )
     if form == "dense":
         return DENSE_NOTE
@@ -170,10 +170,3 @@ def _config(source: Source, dtype: torch.dtype | None) -> dict[str, Any]:
         config.pop("torch_dtype", None)
         config["dtype"] = str(dtype).removeprefix("torch.")
     return config
-
-
-def _renamed(progress: Progress, job: str) -> Progress:
-    def call(task: str, done: int, total: int, note: str = "") -> None:
-        progress(job, done, total, note)
-
-    return call

@@ -5,41 +5,32 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from compress.checkpoints.anatomy import Anatomy, Matrix, read_anatomy
 from compress.checkpoints.census import census
-from compress.checkpoints.loader import skeleton
-from compress.checkpoints.placement import resolve_device, resolve_dtype
+from compress.checkpoints.placement import resolve_dtype
 from compress.checkpoints.plan import Plan, read_plan
 from compress.checkpoints.save import load, save
 from compress.checkpoints.source import Source, open_source
 from compress.checkpoints.workspace import Workspace, check_output
-from compress.data.batches import given_batches
-from compress.data.packing import CalibrationReport, prepare_calibration, token_digest
 from compress.errors import RequestError, near_names
+from compress.evaluation.asked import measure_asked, measured_once
 from compress.evaluation.measures import (
     Measures,
-    Request,
-    check_request,
     compare,
-    measure_source,
 )
-from compress.numerics.ranks import Team, joined
+from compress.numerics.ranks import joined
 from compress.progress import Progress, silent
 from compress.reports.clock import Clock
-from compress.reports.headers import header_line, model_line, plan_line
-from compress.reports.receipt import Receipt, write_atomic, write_items
+from compress.reports.headers import model_line, plan_line
+from compress.reports.receipt import Receipt, write_items
 from compress.sparsity import planning
 from compress.sparsity.allocators.table import ALLOCATORS, OPTIONS
 from compress.sparsity.apply import Applied, prune
 from compress.sparsity.patterns import mixed_note
+from compress.sparsity.preparing import Job, Say, load_data, open_job
 from compress.sparsity.result import PruneResult
 from compress.sparsity.settings import AlphaPruneSettings
 from compress.spectra.metrics import METRICS
@@ -47,28 +38,7 @@ from compress.spectra.metrics import METRICS
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Say = Callable[[str], None]
-DEFAULT_SEQLEN = 2048
 PLAN_FILE = "plan.json"
-
-
-@dataclass
-class _Job:
-    """The model and what the steps share."""
-
-    source: Source
-    settings: AlphaPruneSettings
-    anatomy: Anatomy
-    matrices: list[Matrix]
-    request: Request
-    device: str
-    progress: Progress
-    clock: Clock
-    team: Team
-    notes: list[str] = field(default_factory=list)
-    batches: list[dict[str, Tensor]] = field(default_factory=list)
-    held_out: list[dict[str, Tensor]] = field(default_factory=list)
-    data: CalibrationReport | None = None
 
 
 def alpha_prune(
@@ -133,10 +103,10 @@ def alpha_prune(
         if wanted is not None:
             check_output(wanted, overwrite=overwrite or resume, source=source.directory)
         with clock("load"):
-            job = _open_job(source, settings, progress, clock, team)
+            job = open_job(source, settings, progress, clock, team)
         say(_describe_model(job))
         with clock("measure"):
-            _load_data(job, batches, say)
+            load_data(job, batches, say)
             found = _make_plan(job, plan)
             made = team.from_first(lambda: found)
         say(_describe_plan(made, settings, given=plan is not None))
@@ -184,93 +154,7 @@ def _settings(options: Mapping[str, Any]) -> AlphaPruneSettings:
     return settings
 
 
-def _open_job(
-    source: Source, settings: AlphaPruneSettings, progress: Progress, clock: Clock, team: Team
-) -> _Job:
-    """Check all that can be checked without calibration text, every weight included."""
-    device = team.device(resolve_device(settings.device))
-    resolve_dtype(settings.dtype)
-    request = check_request(
-        ppl=settings.ppl,
-        tasks=settings.tasks,
-        task_dirs=settings.task_dirs,
-        source=source,
-        seqlen=settings.eval_seqlen,
-        stride=settings.stride,
-    )
-    anatomy = read_anatomy(skeleton(source))
-    matrices = planning.choose_matrices(anatomy, settings.skip)
-    if team.first:
-        source.check_finite(progress)
-    return _Job(source, settings, anatomy, matrices, request, device, progress, clock, team)
-
-
-def _load_data(job: _Job, batches: Sequence[Mapping[str, Any]] | None, say: Say) -> None:
-    """Take the batches given, or read and pack the calibration text, where one is needed at all."""
-    settings = job.settings
-    if not settings.needs_data:
-        return
-    if batches is not None:
-        job.batches, job.data = given_batches(batches)
-        say(header_line("data", f"{job.data.windows} samples in {len(batches)} batches", ""))
-        return
-    tokenizer = job.source.tokenizer()
-    if tokenizer is None:
-        raise RequestError(
-            f"`{job.source.name}` has no tokenizer, which the text of --calib needs",
-            "copy the tokenizer files into it, or use --method magnitude, which needs no text",
-        )
-    limit = job.source.token_limit()
-    seqlen = settings.seqlen or min(DEFAULT_SEQLEN, limit or DEFAULT_SEQLEN)
-    if limit is not None and seqlen > limit:
-        raise RequestError(
-            f"`--seqlen {seqlen}` is above the model's limit of {limit} tokens",
-            f"use `--seqlen {limit}` or less",
-        )
-    job.batches, job.data = job.team.from_first(
-        lambda: prepare_calibration(
-            settings.calib,
-            tokenizer,
-            samples=settings.samples + settings.held_out,
-            seqlen=seqlen,
-            seed=settings.seed,
-            batch_size=settings.batch_size,
-            held_out=settings.ppl,
-        )
-    )
-    if settings.held_out:
-        _hold_out(job)
-    if job.data.dropped_documents or job.data.dropped_windows:
-        job.notes.append(
-            f"calibration: left out {job.data.dropped_documents} documents and "
-            f"{job.data.dropped_windows} windows that are also in an evaluation text"
-        )
-    say(
-        header_line(
-            "data",
-            f"{settings.calib}, {settings.samples} × {seqlen} tokens, seed {settings.seed}",
-            f"evaluation {', '.join([*settings.ppl, *settings.tasks])}"
-            if settings.ppl or settings.tasks
-            else "",
-        )
-    )
-
-
-def _hold_out(job: _Job) -> None:
-    """Set the last windows aside: the first ones are those of a run that holds none out."""
-    assert job.data is not None
-    settings = job.settings
-    windows = torch.cat([batch["input_ids"] for batch in job.batches])
-    kept, held = windows[: settings.samples], windows[settings.samples :]
-    size = settings.batch_size
-    job.batches = [{"input_ids": part} for part in kept.split(size)]
-    job.held_out = [{"input_ids": part} for part in held.split(size)]
-    job.data = dataclasses.replace(
-        job.data, windows=len(kept), tokens=kept.numel(), digest=token_digest(kept)
-    )
-
-
-def _make_plan(job: _Job, plan: str | Path | Plan | None) -> Plan:
+def _make_plan(job: Job, plan: str | Path | Plan | None) -> Plan:
     digest = job.team.from_first(job.source.digest)
     if isinstance(plan, Plan):
         return plan
@@ -296,7 +180,7 @@ def _make_plan(job: _Job, plan: str | Path | Plan | None) -> Plan:
 
 
 def _run(
-    job: _Job, plan: Plan, output: Path, resume: bool, overwrite: bool, before: Measures | None
+    job: Job, plan: Plan, output: Path, resume: bool, overwrite: bool, before: Measures | None
 ) -> PruneResult:
     """Apply the plan in OUT.partial, score, and put the result in place."""
     targets = planning.targets(plan, job.anatomy)
@@ -311,7 +195,8 @@ def _run(
         if workspace.committed:
             return job.team.from_first(lambda: _committed(plan, output, workspace))
         if before is None and job.team.first:
-            before = _score_dense(job, workspace.path / "before.json")
+            kept = workspace.path / "before.json"
+            before = measured_once(kept, lambda: _score(job, job.source))
         with job.clock("apply"):
             walked = prune(
                 job.source,
@@ -334,7 +219,7 @@ def _committed(plan: Plan, output: Path, workspace: Workspace) -> PruneResult:
 
 
 def _complete(
-    job: _Job,
+    job: Job,
     plan: Plan,
     walked: Applied,
     workspace: Workspace,
@@ -354,7 +239,7 @@ def _complete(
     return PruneResult(plan, receipt, output, None, before, after)
 
 
-def _fingerprint(job: _Job, plan: Plan) -> dict[str, Any]:
+def _fingerprint(job: Job, plan: Plan) -> dict[str, Any]:
     """What a resumed run must share with the interrupted one."""
     return {
         "command": planning.COMMAND,
@@ -365,37 +250,21 @@ def _fingerprint(job: _Job, plan: Plan) -> dict[str, Any]:
     }
 
 
-def _score_dense(job: _Job, kept: Path) -> Measures:
-    """Score the model as it is, or read what an interrupted run had found."""
-    if kept.is_file():
-        return Measures.from_json(kept.read_text(encoding="utf-8"))
-    found = _score(job, job.source)
-    write_atomic(kept, found.to_json())
-    return found
-
-
-def _score(job: _Job, source: Source) -> Measures:
-    settings = job.settings
-    if not (settings.ppl or settings.tasks or settings.speed):
-        return Measures()
-    with job.clock("evaluate"):
-        limit = job.source.token_limit()
-        return measure_source(
-            source,
-            job.request,
-            device=job.device,
-            dtype=resolve_dtype(settings.dtype),
-            limit=settings.limit,
-            seqlen=settings.eval_seqlen or min(DEFAULT_SEQLEN, limit or DEFAULT_SEQLEN),
-            stride=settings.stride,
-            speed=settings.speed,
-            seed=settings.seed,
-            progress=job.progress,
-        )
+def _score(job: Job, source: Source) -> Measures:
+    return measure_asked(
+        source,
+        job.request,
+        job.settings,
+        device=job.device,
+        dtype=resolve_dtype(job.settings.dtype),
+        token_limit=job.source.token_limit(),
+        clock=job.clock,
+        progress=job.progress,
+    )
 
 
 def _receipt(
-    job: _Job, plan: Plan, walked: Applied, pruned: Source, before: Measures, after: Measures
+    job: Job, plan: Plan, walked: Applied, pruned: Source, before: Measures, after: Measures
 ) -> Receipt:
     with job.clock("save"):
         counts = [census(source, job.progress)._asdict() for source in (job.source, pruned)]
@@ -425,7 +294,7 @@ def _receipt(
     )
 
 
-def _exchanged(job: _Job, walked: Applied) -> dict[str, int]:
+def _exchanged(job: Job, walked: Applied) -> dict[str, int]:
     """How many processes shared the work, and what a block's share of their exchange was."""
     if job.team.size == 1:
         return {}
@@ -433,14 +302,14 @@ def _exchanged(job: _Job, walked: Applied) -> dict[str, int]:
     return {"ranks": job.team.size, "sent_bytes_per_block": walked.sent_bytes // blocks}
 
 
-def _allocation(job: _Job, plan: Plan) -> dict[str, Any]:
+def _allocation(job: Job, plan: Plan) -> dict[str, Any]:
     """The shares by block beside those of uniform and of a straight line; what was searched."""
     found = planning.beside(plan, job.anatomy)
     search = plan.options.get("search")
     return {**found, "search": search} if search else found
 
 
-def _effective(job: _Job, plan: Plan) -> dict[str, Any]:
+def _effective(job: Job, plan: Plan) -> dict[str, Any]:
     """The settings, without those that did not act; of a given plan, those that made its shares."""
     settings = job.settings.as_dict()
     rule = str(plan.options.get("allocation") or job.settings.rule)
@@ -450,7 +319,7 @@ def _effective(job: _Job, plan: Plan) -> dict[str, Any]:
     return {**settings, **told, **idle, "allocation": rule}
 
 
-def _describe_model(job: _Job) -> str:
+def _describe_model(job: Job) -> str:
     return model_line(
         job.source.name,
         job.source.config.model_type,

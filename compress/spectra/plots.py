@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from torch import Tensor
 
+from compress.reports.pictures import new_figure, save_figure
 from compress.spectra.grid import by_block_and_role
 from compress.spectra.rows import SpectrumRow
 
@@ -83,7 +84,7 @@ def spectrum_png(
         axes.set_yscale("log")
         axes.set_ylim(bottom=0.5)
     axes.legend()
-    figure.savefig(path, format="png", metadata={"Software": None})
+    save_figure(figure, path)
 
 
 def overview_png(path: Path, title: str, rows: Sequence[SpectrumRow], metric: str) -> None:
@@ -103,16 +104,10 @@ def overview_png(path: Path, title: str, rows: Sequence[SpectrumRow], metric: st
     bottom.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize="small")
     for axes in (top, bottom):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.savefig(path, format="png", metadata={"Software": None})
+    save_figure(figure, path)
 
 
 def _figure(title: str, panels: int = 1, high: float = 5.0) -> tuple[Figure, list[Axes]]:
-    # Without pyplot: no global state, no display looked for; and only here, since it loads slowly.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, high), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = [figure.add_subplot(panels, 1, i + 1) for i in range(panels)]
-    axes[0].set_title(title)
-    return figure, axes
+    figure, axes = new_figure(panels, 1, (8, high), dpi=120)
+    axes[0, 0].set_title(title)
+    return figure, list(axes[:, 0])

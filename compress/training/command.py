@@ -14,13 +14,14 @@ from typing import Any
 import torch
 
 from compress.checkpoints.placement import resolve_dtype
-from compress.checkpoints.source import open_source
+from compress.checkpoints.source import Source, open_source
 from compress.checkpoints.workspace import Workspace, check_output, partial_path
 from compress.errors import RequestError
-from compress.evaluation.measures import Measures, measure_source
+from compress.evaluation.asked import measure_asked, measured_once
+from compress.evaluation.measures import Measures
 from compress.progress import Progress, silent
 from compress.reports.headers import header_line, model_line
-from compress.reports.receipt import Receipt, write_atomic, write_items
+from compress.reports.receipt import Receipt, write_items
 from compress.training import finishing
 from compress.training.checkpointing import saved_checkpoints
 from compress.training.norms import fold_scaled_norms
@@ -28,8 +29,6 @@ from compress.training.preparing import Job, Say, prepare, read_text
 from compress.training.result import TrainResult
 from compress.training.running import CHECKPOINTS, Run, run
 from compress.training.settings import TrainSettings
-
-_WINDOW = 2048
 
 
 def train_spam(
@@ -236,31 +235,21 @@ def _score_before(job: Job, kept: Path) -> Measures:
     """Score trained weights as they are, or read what an interrupted run had found."""
     if job.start.source is None:
         return Measures()
-    if kept.is_file():
-        return Measures.from_json(kept.read_text(encoding="utf-8"))
-    found = _score(job, job.start.source)
-    write_atomic(kept, found.to_json())
-    return found
+    source = job.start.source
+    return measured_once(kept, lambda: _score(job, source))
 
 
-def _score(job: Job, source: Any) -> Measures:
-    settings = job.settings
-    if not (settings.ppl or settings.tasks or settings.speed):
-        return Measures()
-    with job.clock("evaluate"):
-        limit = job.start.token_limit()
-        return measure_source(
-            source,
-            job.request,
-            device=job.device,
-            dtype=resolve_dtype(settings.dtype),
-            limit=settings.limit,
-            seqlen=settings.eval_seqlen or min(_WINDOW, limit or _WINDOW),
-            stride=settings.stride,
-            speed=settings.speed,
-            seed=settings.seed,
-            progress=job.progress,
-        )
+def _score(job: Job, source: Source) -> Measures:
+    return measure_asked(
+        source,
+        job.request,
+        job.settings,
+        device=job.device,
+        dtype=resolve_dtype(job.settings.dtype),
+        token_limit=job.start.token_limit(),
+        clock=job.clock,
+        progress=job.progress,
+    )
 
 
 def _describe(job: Job) -> None:

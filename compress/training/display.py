@@ -13,6 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from compress.progress import Progress, silent
 from compress.reports import formats as fmt
+from compress.reports.pictures import new_figure, save_figure
 
 METRICS = "metrics.jsonl"
 LINES = 10  # lines that a whole run says
@@ -195,12 +196,7 @@ def _tensorboard_writer(directory: Path | None, step: int) -> Any:
 
 def loss_png(path: Path, entries: list[dict[str, Any]], title: str) -> None:
     """Draw the losses of metrics.jsonl by step: training, and validation where there is one."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    figure, ((axes,),) = new_figure(1, 1, (7, 4), dpi=120)
     keys = dict.fromkeys(k for e in entries for k in e if k == "loss" or k.endswith("_loss"))
     for key in keys:
         points = [(e["step"], e[key]) for e in entries if isinstance(e.get(key), float)]
@@ -211,4 +207,4 @@ def loss_png(path: Path, entries: list[dict[str, Any]], title: str) -> None:
     axes.grid(alpha=0.3)
     if keys:
         axes.legend(frameon=False)
-    figure.savefig(path, dpi=120, metadata={"Software": None})
+    save_figure(figure, path)

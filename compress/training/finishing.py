@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from compress.checkpoints.census import census
 from compress.checkpoints.durable import copy_companions, writing
 from compress.checkpoints.placement import resolve_dtype
+from compress.checkpoints.quiet import without_bars
 from compress.checkpoints.source import Source
 from compress.evaluation.measures import Measures, compare
 from compress.reports.receipt import Receipt
@@ -21,7 +22,6 @@ from compress.training.display import METRICS, loss_png, read_metrics
 from compress.training.losses import MeanLoss
 from compress.training.norms import fold_scaled_norms
 from compress.training.preparing import Job
-from compress.training.quiet import without_bars
 from compress.training.running import Run
 
 

@@ -17,7 +17,6 @@ from compress.evaluation.measures import Request, check_request
 from compress.progress import Progress
 from compress.reports.clock import Clock
 from compress.training import arguments
-from compress.training.choosing import check_optimizer
 from compress.training.data import (
     Encoded,
     PackedRows,
@@ -91,7 +90,6 @@ def prepare(
         RequestError: something about the request is wrong.
     """
     settings.check(tuple(NORMS))
-    check_optimizer(settings.optimizer)
     device = resolve_device(settings.device)
     resolve_dtype(settings.dtype)
     arguments.check_device(settings, device)

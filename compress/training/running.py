@@ -10,14 +10,14 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
+from compress.checkpoints.quiet import without_bars
 from compress.training import arguments
 from compress.training.checkpointing import last_checkpoint
-from compress.training.choosing import make_optimizer
 from compress.training.data import Positions, TokenStore
 from compress.training.display import METRICS, Display
 from compress.training.losses import MeanLoss, mean_loss
+from compress.training.optimizers import build_optimizer
 from compress.training.preparing import Job, make_collator, make_rows
-from compress.training.quiet import without_bars
 from compress.training.trainer import Trainer
 
 CHECKPOINTS = "checkpoints"
@@ -167,7 +167,7 @@ def _trainer(
     def optimizer(model: nn.Module) -> torch.optim.Optimizer:
         lr = settings.lr
         assert lr is not None
-        return make_optimizer(settings.optimizer, model, lr, settings.optimizer_options())
+        return build_optimizer(settings.optimizer, model, lr, **settings.optimizer_options())
 
     return Trainer(
         job.model,

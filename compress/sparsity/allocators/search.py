@@ -19,7 +19,7 @@ from torch import Tensor
 from compress.checkpoints.placement import compute_dtype, resolve_dtype
 from compress.checkpoints.walk import walk
 from compress.errors import RequestError, RunError
-from compress.progress import Progress
+from compress.progress import renamed
 from compress.sparsity.allocators.ground import Ground, Measured
 from compress.sparsity.allocators.maps import by_line, line, steepest
 from compress.sparsity.branches import Branch, Branches
@@ -133,7 +133,7 @@ def _losses(ground: Ground, slopes: Sequence[float]) -> dict[float, float]:
         device=ground.device,
         dtype=running if running != source.dtype else None,
         streams=list(names),
-        progress=_as("atp search", ground.progress),
+        progress=renamed(ground.progress, "atp search"),
         on_output=heard,
         held_out=ground.held_out,
     )
@@ -176,10 +176,3 @@ def _finite(loss: float, slope: float) -> float:
             "run in float32 or bfloat16 with --dtype",
         )
     return loss
-
-
-def _as(job: str, progress: Progress) -> Progress:
-    def call(task: str, done: int, total: int, note: str = "") -> None:
-        progress(job, done, total, note)
-
-    return call

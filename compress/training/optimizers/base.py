@@ -77,8 +77,22 @@ def state_dtype(parameter: Tensor) -> torch.dtype:
 class HealthyOptimizer(torch.optim.Optimizer):
     """An optimizer whose counters live in its groups and whose state reloads as it was saved.
 
-    Each group has `calls`, the number of steps taken. Subclasses define `_advance(group)`.
+    Each group has `calls`, the number of steps taken. Subclasses define `_advance(group)` and
+    `_check(group)`.
     """
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, its options checked.
+
+        Raises:
+            BadOption: an option out of its range; the group is not added.
+        """
+        super().add_param_group(param_group)
+        try:
+            self._check(self.param_groups[-1])
+        except BadOption:
+            self.param_groups.pop()
+            raise
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step; gradients are read, never written.
@@ -106,6 +120,9 @@ class HealthyOptimizer(torch.optim.Optimizer):
         return {**super().__getstate__(), **{k: self.__dict__[k] for k in _EXTRAS}}
 
     def _advance(self, group: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    def _check(self, group: dict[str, Any]) -> None:
         raise NotImplementedError
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

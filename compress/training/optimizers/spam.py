@@ -107,15 +107,8 @@ class SPAM(HealthyOptimizer):
         self.counting = False
         self._engine = kernels.Engine(compile, sum(p.numel() for p in self._parameters()))
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, its options checked."""
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        try:
-            _check(group)
-        except BadOption:
-            self.param_groups.pop()
-            raise
+    def _check(self, group: dict[str, Any]) -> None:
+        _check(group)
 
     def _advance(self, group: dict[str, Any]) -> None:
         every, calls = group["reset_every"], group["calls"]

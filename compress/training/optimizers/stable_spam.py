@@ -105,14 +105,8 @@ class StableSPAM(HealthyOptimizer):
         self.counting = True
         self._engine = kernels.Engine(compile, sum(p.numel() for p in self._parameters()))
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, its options checked."""
-        super().add_param_group(param_group)
-        try:
-            _check(self.param_groups[-1])
-        except BadOption:
-            self.param_groups.pop()
-            raise
+    def _check(self, group: dict[str, Any]) -> None:
+        _check(group)
 
     def _advance(self, group: dict[str, Any]) -> None:
         every = group["reset_every"]
