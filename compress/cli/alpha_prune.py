@@ -78,8 +78,17 @@ SPREAD = opt.options(
         "--allocation",
         metavar="NAME",
         heading="How much from which layer",
-        help="alpha, farms, uniform, owl, dlp, atp, er, global; or --plan FILE  [default: alpha; "
-        "uniform with --pattern N:M]",
+        help="alpha, farms, uniform, owl, dlp, atp, er, global, trim; or --plan FILE  "
+        "[default: alpha; uniform with --pattern N:M]",
+    ),
+    option(
+        "--rows",
+        default="even",
+        show_default=True,
+        metavar="NAME",
+        heading="How much from which layer",
+        help="rows inside a matrix: even, or trim: by what each output keeps; beside any "
+        "allocation (--allocation trim: uniform with it)",
     ),
     option(
         "--metric",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class Applied:
         notes: how the zeros are stored, and what was odd, for the receipt.
         untouched: number of matrices and other parameters of the blocks left as they were.
         sent_bytes: of statistics and weights, sent between ranks.
+        rows: matrix to what each of its rows lost, where TRIM chose that.
     """
 
     passes: float
@@ -47,6 +48,7 @@ class Applied:
     notes: tuple[str, ...]
     untouched: int
     sent_bytes: int = 0
+    rows: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 def prune(
@@ -116,7 +118,9 @@ def prune(
     copy_companions(source.companions(), workspace.result)
     notes = (zeros, *pruner.notes())
     untouched = len(report.untouched)
-    return Applied(report.passes, report.peak_bytes, notes, untouched, report.sent_bytes)
+    return Applied(
+        report.passes, report.peak_bytes, notes, untouched, report.sent_bytes, pruner.rows()
+    )
 
 
 def _lay_out(

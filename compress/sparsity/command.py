@@ -32,7 +32,7 @@ from compress.sparsity.apply import Applied, prune
 from compress.sparsity.patterns import mixed_note
 from compress.sparsity.preparing import Job, Say, load_data, open_job
 from compress.sparsity.result import PruneResult
-from compress.sparsity.settings import AlphaPruneSettings
+from compress.sparsity.settings import ROW_METHODS, AlphaPruneSettings
 from compress.spectra.metrics import METRICS
 
 if TYPE_CHECKING:
@@ -106,10 +106,11 @@ def alpha_prune(
             job = open_job(source, settings, progress, clock, team)
         say(_describe_model(job))
         with clock("measure"):
+            given = _given_plan(job, plan)
             load_data(job, batches, say)
-            found = _make_plan(job, plan)
+            found = given or _make_plan(job)
             made = team.from_first(lambda: found)
-        say(_describe_plan(made, settings, given=plan is not None))
+        say(_describe_plan(made, job.settings, given=plan is not None))
         if plan_out is not None and team.first:
             made.write(Path(plan_out))
         if wanted is None:
@@ -154,13 +155,33 @@ def _settings(options: Mapping[str, Any]) -> AlphaPruneSettings:
     return settings
 
 
-def _make_plan(job: Job, plan: str | Path | Plan | None) -> Plan:
-    digest = job.team.from_first(job.source.digest)
-    if isinstance(plan, Plan):
-        return plan
-    if plan is not None:
+def _given_plan(job: Job, plan: str | Path | Plan | None) -> Plan | None:
+    """Read the plan given, and take over what it says of the rows inside the matrices.
+
+    Raises:
+        RequestError: it can't be read or isn't for this model; its rows and the method or other
+            settings don't go together.
+    """
+    if plan is None:
+        return None
+    if not isinstance(plan, Plan):
+        digest = job.team.from_first(job.source.digest)
         names = [m.name for m in job.matrices]
-        return read_plan(Path(plan), command=planning.COMMAND, model_digest=digest, modules=names)
+        plan = read_plan(Path(plan), command=planning.COMMAND, model_digest=digest, modules=names)
+    said = planning.said_of_rows(plan)
+    if said == "trim":
+        job.settings = dataclasses.replace(job.settings, rows="trim")
+        job.settings.check(tuple(METRICS))
+    elif said == "given" and job.settings.method not in ROW_METHODS:
+        raise RequestError(
+            f"the plan counts zeros by rows, which `--method {job.settings.method}` can't follow",
+            f"it can be carried out with {', '.join(ROW_METHODS)}",
+        )
+    return plan
+
+
+def _make_plan(job: Job) -> Plan:
+    digest = job.team.from_first(job.source.digest)
     ground = planning.ground_of(
         job.source,
         job.anatomy,
@@ -215,7 +236,14 @@ def _run(
 def _committed(plan: Plan, output: Path, workspace: Workspace) -> PruneResult:
     """Clear up after a run that was killed when all was done."""
     workspace.discard()
-    return PruneResult(plan, Receipt.read(output), output)
+    names = [row["module"] for row in plan.rows]
+    done = read_plan(
+        output / PLAN_FILE,
+        command=planning.COMMAND,
+        model_digest=plan.model_digest,
+        modules=names,
+    )
+    return PruneResult(done, Receipt.read(output), output)
 
 
 def _complete(
@@ -227,6 +255,7 @@ def _complete(
     before: Measures,
 ) -> PruneResult:
     """Score the result, write its receipt, and put it in place."""
+    plan = planning.with_rows(plan, walked.rows)
     plan.write(workspace.result / PLAN_FILE)
     pruned = open_source(workspace.result)
     after = _score(job, pruned)
@@ -339,4 +368,6 @@ def _describe_plan(plan: Plan, settings: AlphaPruneSettings, given: bool) -> str
     else:
         rule = f"{settings.metric if settings.rule == 'alpha' else settings.rule}"
         rule += " by block and matrix" if settings.grain == "mixed" else f" by {settings.grain}"
+    said = planning.said_of_rows(plan)
+    rule += {"trim": ", rows by trim", "given": ", rows as given", "even": ""}[said]
     return plan_line(settings.method, rule, plan.rows, mixed_note(plan) or "")

@@ -20,6 +20,7 @@ def dsnot_mask(
     count: int | None,
     pattern: tuple[int, int] | None = None,
     *,
+    rows: Tensor | None = None,
     cycles: int = 50,
     tolerance: float = 1e-3,
     name: str | None = None,
@@ -36,6 +37,7 @@ def dsnot_mask(
         moments: of the inputs.
         count: how many weights to drop; with a pattern None or the number it implies.
         pattern: (N, M) to keep N of every M consecutive inputs, or None.
+        rows: int64 [out], how many of `count` each row drops; None spreads them evenly.
         cycles: most swaps in a row.
         tolerance: a row with |E| up to this share of Σ_j |W_j μ_j| is left alone.
         name: of the matrix, for messages.
@@ -56,7 +58,7 @@ def dsnot_mask(
     if pattern is not None:
         keep = nm_mask(score, *pattern, name=name)
     else:
-        keep = wanda_mask_counts(weight, moments.norm, count)
+        keep = wanda_mask_counts(weight, moments.norm, count if rows is None else rows)
     group = pattern[1] if pattern is not None else weight.shape[1]
     part = weight.detach().double() * moments.mean.double()
     spread = moments.variance.double()

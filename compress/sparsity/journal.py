@@ -28,7 +28,8 @@ class Journal:
         Args:
             block: its name.
             found: "notes" (lines), "permuted" (matrix -> gain), "in_order" (matrix -> reason),
-                "refit" (errors before and after).
+                "refit" (errors before and after), "trimmed" (matrix -> "rows", the counts, and
+                what trim.Trimmed says of them).
         """
         entry = {"block": block, **{key: value for key, value in found.items() if value}}
         if len(entry) == 1:
@@ -42,7 +43,17 @@ class Journal:
         """All of it, for the receipt: notes as they are, the rest summed up."""
         entries = {**self._written(), **self._blocks}.values()
         notes = [note for entry in entries for note in entry.get("notes", ())]
-        return (*notes, *_permuted(list(entries)), *_refitted(list(entries)))
+        every = list(entries)
+        return (*notes, *_trimmed(every), *_permuted(every), *_refitted(every))
+
+    def rows(self) -> dict[str, list[int]]:
+        """The counts of the rows that TRIM chose, by matrix."""
+        entries = {**self._written(), **self._blocks}.values()
+        return {
+            name: found["rows"]
+            for entry in entries
+            for name, found in entry.get("trimmed", {}).items()
+        }
 
     def _written(self) -> dict[str, dict[str, Any]]:
         found: dict[str, dict[str, Any]] = {}
@@ -52,6 +63,22 @@ class Journal:
                     entry = json.loads(line)
                     found[entry["block"]] = entry
         return found
+
+
+def _trimmed(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the outputs keep by even and by TRIM's counts."""
+    found = [t for entry in entries for t in entry.get("trimmed", {}).values() if "kept" in t]
+    if not found:
+        return []
+    even, kept = (sum(t[key] for t in found) / len(found) for key in ("even", "kept"))
+    stay = sum(t["rate"] == 0 for t in found)
+    against = sum(t["rate"] < 0 for t in found)
+    more = f"; {stay} stay even, which no rate bettered" if stay else ""
+    more += f"; {against} with the rate turned round" if against else ""
+    return [
+        f"trim: cosine of the outputs before and after pruning, with even rows {even:.4f}, with "
+        f"its own {kept:.4f}, on average over {len(found)} matrices{more}"
+    ]
 
 
 def _permuted(entries: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -81,10 +81,15 @@ def wanda_mask(weight: Tensor, input_norm: Tensor, sparsity: float) -> Tensor:
     return wanda_mask_counts(weight, input_norm, _count(weight, float(sparsity)))
 
 
-def wanda_mask_counts(weight: Tensor, input_norm: Tensor, count: int) -> Tensor:
-    """Wanda's mask for an exact number of dropped weights; see `wanda_mask`."""
+def wanda_mask_counts(weight: Tensor, input_norm: Tensor, count: int | Tensor) -> Tensor:
+    """Wanda's mask for an exact number of dropped weights, or that of each row [out].
+
+    See `wanda_mask`.
+    """
     score = wanda_score(weight, input_norm)
-    return drop_smallest_per_row(score, spread_over_rows(_count(weight, count), len(weight)))
+    if isinstance(count, int):
+        count = spread_over_rows(_count(weight, count), len(weight))
+    return drop_smallest_per_row(score, count)
 
 
 def nm_mask(score: Tensor, n: int, m: int, *, name: str | None = None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -24,7 +25,7 @@ from compress.sparsity.patterns import (
     row_pattern,
     zeros_row,
 )
-from compress.sparsity.pruner import Target
+from compress.sparsity.pruner import TRIM, Target
 from compress.sparsity.settings import AlphaPruneSettings
 
 COMMAND = "alpha-prune"
@@ -99,6 +100,8 @@ def make_plan(ground: Ground, measured: Measured, digest: str) -> Plan:
     rows = _rows(matrices, shares, shown_values(measured), measured.column, settings)
     if settings.mixed is not None:
         options["reached"] = sum(r["zeros"] for r in rows) / sum(r["size"] for r in rows)
+    if settings.trims:
+        options["rows"] = TRIM
     if measured.record:
         options["search"] = dict(measured.record)
     return Plan(COMMAND, digest, rows, options)
@@ -140,6 +143,8 @@ def _rows(
     rows = []
     for matrix, count in zip(matrices, counts.tolist()):
         row = zeros_row(matrix, count)
+        if settings.trims and count:
+            row["rows"] = TRIM
         if column and matrix.name in values:
             row[column] = float(f"{values[matrix.name]:.7g}")
         rows.append(row)
@@ -203,10 +208,46 @@ def targets(plan: Plan, anatomy: Anatomy) -> dict[str, Target]:
                 f"the plan's row for `{name}` asks for {zeros!r} zeros of {size} weights"
             )
         nm = row_pattern(row["pattern"]) if row.get("pattern") else None
+        rows = _row_counts(row, matrix)
         if nm is not None and (matrix.shape[1] % nm[1] or zeros != size // nm[1] * (nm[1] - nm[0])):
             raise RequestError(
                 f"the plan's row for `{name}`: {zeros} zeros of {matrix.shape[0]} x "
                 f"{matrix.shape[1]} aren't the pattern {row['pattern']}"
             )
-        out[name] = Target(zeros, nm)
+        out[name] = Target(zeros, nm, rows)
     return out
+
+
+def _row_counts(row: Mapping[str, Any], matrix: Matrix) -> tuple[int, ...] | str | None:
+    """What a plan's row says of its matrix's rows: a count for each, `trim`, or nothing.
+
+    Raises:
+        RequestError: something else, or counts that don't fit.
+    """
+    rows = row.get("rows")
+    if rows is None or (rows == TRIM and not row.get("pattern")):
+        return rows
+    out, width = matrix.shape
+    fits = isinstance(rows, list) and len(rows) == out and not row.get("pattern")
+    fits = fits and all(type(n) is int and 0 <= n <= width for n in rows)
+    if not fits or sum(rows) != row["zeros"]:
+        raise RequestError(
+            f"the plan's row for `{matrix.name}` has `rows` that are neither `{TRIM}` nor {out} "
+            f"counts of at most {width} that sum to its zeros",
+            "leave `rows` out, and the method spreads the zeros",
+        )
+    return tuple(rows)
+
+
+def said_of_rows(plan: Plan) -> str:
+    """What a plan says of the rows inside its matrices: "trim", "given", or "even"."""
+    said = [row.get("rows") for row in plan.rows]
+    if TRIM in said:
+        return TRIM
+    return "given" if any(said) else "even"
+
+
+def with_rows(plan: Plan, rows: Mapping[str, Sequence[int]]) -> Plan:
+    """The plan with the counts that TRIM found, by matrix, in place of its name."""
+    made = [{**r, "rows": list(rows[r["module"]])} if r["module"] in rows else r for r in plan.rows]
+    return dataclasses.replace(plan, rows=made)

@@ -24,10 +24,12 @@ from compress.sparsity.methods import (
     channel_score,
     prune_layer,
     statistics_needed,
+    trim_layer,
 )
 from compress.sparsity.refit_block import BlockRefit, refit_block
 
 STREAM = "pruned"
+TRIM = "trim"
 TRUE_SEQUENTIAL = (
     ("q", "k", "v", "qkv"),
     ("o",),
@@ -43,10 +45,12 @@ class Target:
     Attributes:
         zeros: exact number of weights to remove.
         pattern: (N, M) to keep N of every M consecutive inputs, or None.
+        rows: how many of them each row loses; TRIM leaves that to `trim`; None to the method.
     """
 
     zeros: int
     pattern: tuple[int, int] | None = None
+    rows: tuple[int, ...] | str | None = None
 
 
 V = TypeVar("V", covariant=True)
@@ -197,12 +201,15 @@ class Pruner:
         self._folding = Folding(stream, patterns) if channel_permutation else None
         self._runs: BlockRuns | None = None
         self._notes: list[str] = []
+        self._trimmed: dict[str, dict[str, Any]] = {}
         self._team = team
         self._journal = Journal(notes_file if team.first else None)
         pool = {} if pool is None else pool
         self._statistics = {
             kind: pool.setdefault(kind, InputStatistics(kind))
-            for kind in statistics_needed(method, refit)
+            for kind in statistics_needed(
+                method, refit, any(target.rows == TRIM for target in targets.values())
+            )
         }
 
     def stages(self, block: Block) -> list[list[str]]:
@@ -249,7 +256,7 @@ class Pruner:
         """Refit the block if asked to, drop its statistics and keep its notes."""
         for statistic in self._statistics.values():
             statistic.clear()
-        found: dict[str, Any] = {"notes": self._notes}
+        found: dict[str, Any] = {"notes": self._notes, "trimmed": self._trimmed}
         pruned = [
             m for m in block.matrices if m.name in self.targets and self.targets[m.name].zeros
         ]
@@ -261,11 +268,15 @@ class Pruner:
             found |= {"permuted": self._folding.gains, "in_order": self._folding.in_order}
             self._folding.clear()
         self._journal.add(block.name, found)
-        self._notes, self._runs = [], None
+        self._notes, self._trimmed, self._runs = [], {}, None
 
     def notes(self) -> tuple[str, ...]:
         """What was odd, those of an interrupted run included."""
         return self._journal.lines()
+
+    def rows(self) -> dict[str, list[int]]:
+        """What each row lost of the matrices whose rows TRIM chose, by name; as `notes`."""
+        return self._journal.rows()
 
     def _channel_score(self, name: str, weights: BlockWeights) -> Tensor | None:
         return channel_score(self.method, weights.read(name, self.stream), self._finished(name))
@@ -295,16 +306,26 @@ class Pruner:
         own = shares([float(shapes[n][0] * shapes[n][1] ** 2) for n in names], self._team.size)
         owner = {names[i]: rank for rank, part in enumerate(own) for i in part}
         notes: dict[str, str] = {}
+        trimmed: dict[str, dict[str, Any]] = {}
         for name in names:
             if owner[name] == self._team.rank:
-                note = self._prune(name, weights.view(name, self.stream), self.targets[name])
+                note, rows = self._prune(name, weights.view(name, self.stream), self.targets[name])
                 notes |= {name: f"{name}: {note}"} if note else {}
+                trimmed |= {name: rows} if rows else {}
         for name in names:
             self._team.broadcast(weights.view(name, self.stream), owner[name])
-        told = {name: note for found in self._team.gather(notes) for name, note in found.items()}
+        told, found = {}, {}
+        for part, shares_of_rows in self._team.gather((notes, trimmed)):
+            told |= part
+            found |= shares_of_rows
         self._notes += [told[name] for name in names if name in told]
+        self._trimmed |= {name: found[name] for name in names if name in found}
 
-    def _prune(self, name: str, view: Tensor, target: Target) -> str | None:
+    def _prune(
+        self, name: str, view: Tensor, target: Target
+    ) -> tuple[str | None, dict[str, Any] | None]:
+        """Prune a matrix; return what was odd, and what TRIM chose for its rows."""
+        given = isinstance(target.rows, tuple)
         layer = Layer(
             name,
             view.to(self.stored or view.dtype),
@@ -312,13 +333,22 @@ class Pruner:
             target.pattern,
             self.damp,
             self.block_size,
+            torch.tensor(target.rows) if given else None,
         )
         statistics = self._finished(name)
         if self._folding is not None:
             statistics = {k: self._folding.statistic(name, v) for k, v in statistics.items()}
+        rows = None
+        if target.rows == TRIM:
+            layer, rows = trim_layer(layer, self.method, statistics)
         pruned = prune_layer(layer, self.method, self.refit, statistics)
         if pruned.weight is None:
             view.masked_fill_(~pruned.mask, 0)
         else:
             view.copy_(pruned.weight)
-        return pruned.note
+        if target.rows != TRIM:
+            return pruned.note, None
+        entry: dict[str, Any] = {"rows": (~pruned.mask).sum(1).tolist()}
+        if rows is not None:
+            entry |= {"even": rows.even, "kept": rows.kept, "rate": rows.rate}
+        return pruned.note, entry

@@ -16,6 +16,8 @@ REFITS = ("none", "exact", "cg", "block")
 ALLOCATIONS = tuple(ALLOCATORS)
 FORMATS = ("dense", "bitmask")
 PROPAGATION = ("pruned", "dense", "true-sequential")
+ROWS = ("even", "trim")
+ROW_METHODS = ("magnitude", "wanda", "ria", "dsnot")  # take off a given number from each row
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class AlphaPruneSettings:
             gives each matrix the N that its share is nearest to.
         channel_permutation: reorder the channels inside blocks so that the pattern keeps more.
         min_sparsity, max_sparsity: bounds of each matrix's share.
+        rows: what the rows of a matrix lose: `even` leaves that to the method, `trim` chooses it by
+            what each output keeps, beside any allocation. The allocation trim is uniform with it.
         skip: globs of module names that stay as they are.
         calib: data spec of the calibration text.
         samples, seqlen: calibration size in sequences and tokens; seqlen None is the smaller of
@@ -73,6 +77,7 @@ class AlphaPruneSettings:
     channel_permutation: bool = False
     min_sparsity: float = 0.0
     max_sparsity: float = 0.99
+    rows: str = "even"
     skip: tuple[str, ...] = ()
     calib: str = "c4"
     samples: int = 128
@@ -139,6 +144,11 @@ class AlphaPruneSettings:
         return self.granularity or ALLOCATORS[self.rule].grains[0]
 
     @property
+    def trims(self) -> bool:
+        """Whether TRIM chooses what the rows of a matrix lose."""
+        return "trim" in (self.rows, self.rule)
+
+    @property
     def held_out(self) -> int:
         """Windows of calibration text that are held out for a search."""
         if self.rule != "atp" or self.atp_beta != "auto":
@@ -148,7 +158,8 @@ class AlphaPruneSettings:
     @property
     def needs_inputs(self) -> bool:
         """Whether pruning needs the inputs of the matrices."""
-        return self.method != "magnitude" or self.refit != "none" or self.channel_permutation
+        replayed = self.refit != "none" or self.channel_permutation
+        return self.method != "magnitude" or replayed or self.trims
 
     @property
     def block_refit(self) -> BlockRefit | None:
@@ -178,6 +189,7 @@ class AlphaPruneSettings:
             *self._allocation_faults(),
             *self._pattern_faults(),
             *self._replay_faults(),
+            *self._row_faults(),
         ]
         if faults:
             raise RequestError(
@@ -194,6 +206,7 @@ class AlphaPruneSettings:
             ("metric-sign", str(self.metric_sign), ("auto", "1", "-1")),
             ("dlp-mean", self.dlp_mean, ("mean", "median")),
             ("propagate", self.propagate, PROPAGATION),
+            ("rows", self.rows, ROWS),
             ("format", self.format, FORMATS),
         ]
         return [
@@ -313,6 +326,30 @@ class AlphaPruneSettings:
             faults.append((f"`--refit-steps {self.refit_steps}` is less than 1", ""))
         if not 0 < self.refit_lr < float("inf"):
             faults.append((f"`--refit-lr {self.refit_lr:g}` isn't positive", ""))
+        return faults
+
+    def _row_faults(self) -> list[tuple[str, str]]:
+        """What can't be meant of shares of rows."""
+        asked = "--allocation trim" if self.rule == "trim" else "--rows trim"
+        faults = []
+        if self.trims and self.method in METHODS and self.method not in ROW_METHODS:
+            faults.append(
+                (
+                    f"`{asked}` can't act with `--method {self.method}`, which chooses while it "
+                    "solves, not by rows",
+                    f"it acts with {', '.join(ROW_METHODS)}.",
+                )
+            )
+        pattern = (self.pattern or "").lower()
+        # With one N:M no allocation can act, and that is said of every allocation.
+        if self.trims and pattern and (self.rows == "trim" or pattern.startswith("mixed")):
+            faults.append(
+                (
+                    f"`{asked}` can't act with `--pattern {self.pattern}`, which fixes what every "
+                    "row loses",
+                    "leave one of them out.",
+                )
+            )
         return faults
 
     def _pattern_faults(self) -> list[tuple[str, str]]:

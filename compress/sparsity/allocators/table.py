@@ -54,6 +54,7 @@ ALLOCATORS = {
         spectral.share_spectral,
         options=("farms_window", "farms_aspect", "farms_grid", *_SPECTRAL),
     ),
+    "trim": Allocator(shape.measure_nothing, shape.share_uniform, grains=("block",)),
     "er": Allocator(shape.measure_er, shape.share_er, grains=_OF_MATRICES),
     "global": Allocator(shape.measure_global, shape.share_line, grains=_OF_MATRICES),
 }
