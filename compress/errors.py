@@ -16,9 +16,14 @@ class CompressError(Exception):
     Args:
         message: one line: what, where (module, file, option), the value seen and the one needed.
         hint: what to do about it, usually the next command to type.
+
+    Attributes:
+        code: of the process's exit.
+        untold: of several processes, the first tells an error; True where it can't.
     """
 
     code = 3
+    untold = False
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)

@@ -22,7 +22,7 @@ ORDER = [
     {"checkpoints", "data"},
     {"numerics"},
 ]
-OPEN = {"errors", "progress", "__init__"}  # to all; they import nothing of the house
+OPEN = {"errors", "launcher", "progress", "__init__"}  # to all; they import nothing of the house
 EXCEPTIONS = {("sparsity", "spectra")}
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import signal
 import sys
+import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import click
 
-from compress import __version__
+from compress import __version__, launcher
 from compress.errors import CompressError, near_names
 
 TAGLINE = "make checkpoints smaller, and train ones that stay healthy"
@@ -24,12 +26,17 @@ Start:  compress demo                     (no network, about 2 minutes)
 Then:   compress alpha-prune MODEL -o OUT --sparsity 0.6 --ppl wikitext2"""
 
 
+_PATIENCE = 5.0  # seconds by which one process may be ahead of another
+
+
 class Entry(NamedTuple):
     """One line of the help screen and where its command lives."""
 
     section: str
     summary: str
     module: str
+    shared: bool = False
+    """Whether the processes of a launcher share its work; else the first does it all."""
 
 
 COMMANDS: dict[str, Entry] = {
@@ -37,22 +44,31 @@ COMMANDS: dict[str, Entry] = {
         "Make smaller",
         "zero weights, layer by layer, by the shape of their spectra",
         "compress.cli.alpha_prune",
+        shared=True,
     ),
     "train-spam": Entry(
         "Train",
         "SPAM, Stable-SPAM and baselines: an Adam that survives spikes",
         "compress.cli.train_spam",
+        shared=True,
     ),
     "train-meap": Entry(
-        "Train", "next-token prediction on partly masked input", "compress.cli.train_meap"
+        "Train",
+        "next-token prediction on partly masked input",
+        "compress.cli.train_meap",
+        shared=True,
     ),
     "train-mixln": Entry(
-        "Train", "norms placed so that deep layers stay useful", "compress.cli.train_mixln"
+        "Train",
+        "norms placed so that deep layers stay useful",
+        "compress.cli.train_mixln",
+        shared=True,
     ),
     "inspect": Entry(
         "Measure",
         "spectra, anatomy and size of a checkpoint; changes nothing",
         "compress.cli.inspect",
+        shared=True,
     ),
     "eval": Entry(
         "Measure",
@@ -132,11 +148,15 @@ def call(argv: Sequence[str]) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     debug = "--debug" in argv
+    if launcher.world_size() > 1 and not _shared(argv):
+        if launcher.rank():
+            return 0
+        launcher.go_alone()
     try:
         code = cli.main(args=list(argv), prog_name="compress", standalone_mode=False)
         return code if isinstance(code, int) else 0
-    except (KeyboardInterrupt, click.Abort):
-        return _interrupted(argv)
+    except (KeyboardInterrupt, click.Abort) as error:
+        return _told(error, _interrupted(argv), 130)
     except BrokenPipeError:
         # The reader of our output has gone (`| head`): nothing to tell, nowhere to tell it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -144,53 +164,71 @@ def call(argv: Sequence[str]) -> int:
     except Exception as error:
         if debug:
             raise
-        return _explain(error, argv)
+        text, code = _explain(error)
+        return _told(error, text, code)
 
 
-def _interrupted(argv: Sequence[str]) -> int:
+def _shared(argv: Sequence[str]) -> bool:
+    """Whether several processes have anything to share in this command line."""
+    entry = COMMANDS.get(argv[0]) if argv else None
+    alone = {"--help", "-h", "--depth"}  # inspect --depth runs the whole model at once
+    return entry is not None and entry.shared and not alone & set(argv)
+
+
+def _interrupted(argv: Sequence[str]) -> str:
     again = [a for a in argv if a != "--resume"]
     resumable = "-o" in argv or any(a.startswith("--output") for a in argv)
     hint = f"; continue with: compress {' '.join(again)} --resume" if resumable else ""
-    print(f"interrupted{hint}", file=sys.stderr)
-    return 130
+    return f"interrupted{hint}"
 
 
-def _explain(error: Exception, argv: Sequence[str]) -> int:
-    """Print `error` as one line with its hint; return the exit code."""
+def _explain(error: Exception) -> tuple[str, int]:
+    """Return `error` as one line with its hint, and the exit code."""
     if isinstance(error, CompressError):
-        return _tell(error.message, error.hint, error.code)
+        return _text(error.message, error.hint), error.code
     if isinstance(error, click.NoSuchOption):
         near = ", ".join(f"`{name}`" for name in error.possibilities or ())
         hint = f"did you mean {near}?" if near else "`--help` lists the options"
-        return _tell(f"no such option `{error.option_name}`", hint, 2)
+        return _text(f"no such option `{error.option_name}`", hint), 2
     if isinstance(error, click.ClickException):
-        return _tell(
-            _lower_first(error.format_message().rstrip(".")), "`--help` lists the options", 2
-        )
+        message = _lower_first(error.format_message().rstrip("."))
+        return _text(message, "`--help` lists the options"), 2
     if _is_disk_full(error):
-        return _tell(
-            "the disk is full; the output was not written",
-            "free some space, then run the same command again with `--resume`",
-            3,
-        )
-    if _is_out_of_memory(error):
-        return _tell(
-            "out of memory; the output was not written",
+        message = "the disk is full; the output was not written"
+        hint = "free some space, then run the same command again with `--resume`"
+    elif _is_out_of_memory(error):
+        message = "out of memory; the output was not written"
+        hint = (
             "fewer `--samples`, a shorter `--seqlen` or another `--device`; what was finished is "
-            "kept: add `--resume`",
-            3,
+            "kept: add `--resume`"
         )
-    return _tell(
-        f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]}",
-        "run it again with `--debug` to see where; this is a bug worth reporting",
-        3,
-    )
+    else:
+        message = f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        hint = "run it again with `--debug` to see where; this is a bug worth reporting"
+    return _text(message, hint), 3
 
 
-def _tell(message: str, hint: str | None, code: int) -> int:
-    text = f"error: {message}" + (f"\n\nhint: {hint}" if hint else "")
-    print(text, file=sys.stderr)
+def _text(message: str, hint: str | None) -> str:
+    return f"error: {message}" + (f"\n\nhint: {hint}" if hint else "")
+
+
+def _told(error: BaseException, text: str, code: int) -> int:
+    """Print an error and return its code; of several processes the first prints."""
+    if launcher.rank() and not getattr(error, "untold", False):
+        if not getattr(error, "reported", False):
+            _linger()
+    else:
+        print(text, file=sys.stderr)
     return code
+
+
+def _linger() -> None:
+    """Leave the first process the time to speak: launchers end all as soon as one has failed."""
+    ended = []
+    signal.signal(signal.SIGTERM, lambda *_: ended.append(True))
+    until = time.monotonic() + _PATIENCE
+    while not ended and time.monotonic() < until:
+        time.sleep(0.05)
 
 
 def _lower_first(text: str) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from compress import launcher
 from compress.progress import Progress
 
 
@@ -44,6 +45,8 @@ def session(as_json: bool, quiet: bool) -> Iterator[Session]:
     from compress.reports.progress_bars import ProgressBars
 
     _hush_libraries()
+    if launcher.rank():  # the first process speaks for all
+        as_json, quiet = False, True
     with ProgressBars(quiet=quiet) as bars:
         yield Session(bars, as_json, quiet)
 

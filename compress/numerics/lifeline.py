@@ -6,12 +6,14 @@ process says why: a normal end, or its error. A thread of each process listens; 
 failed it lets the main thread find out by itself (its next exchange raises), and where the main
 thread is stuck in a computation or an exchange it says what happened and ends the process.
 
-Only rank 0 prints, of all errors one; if it is rank 0 that died, the others do.
+Only rank 0 prints, of all errors one; if it is rank 0 that died, one of the others on each machine
+does.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -30,7 +32,6 @@ from compress.errors import RequestError, RunError
 GRACE = 2.0  # seconds that the main thread has to find out by itself
 LINGER = 10.0  # seconds that a failed process waits for rank 0 to tell the user
 _CONNECT = 60.0
-_RESUME = "run again with --resume: finished blocks are kept; the number of ranks may be another"
 
 
 class Address(NamedTuple):
@@ -42,7 +43,15 @@ class Address(NamedTuple):
 
 
 class Orphaned(RunError):
-    """Rank 0 is gone: each of the others tells it, for nobody else will."""
+    """Rank 0 is gone: one of the others on each machine tells it.
+
+    Attributes:
+        untold: whether this process is the one.
+    """
+
+    def __init__(self, message: str, hint: str | None, untold: bool) -> None:
+        super().__init__(message, hint)
+        self.untold = untold
 
 
 @dataclass(frozen=True)
@@ -53,13 +62,15 @@ class Loss:
     hint: str | None = None
     code: int = 3
     orphaned: bool = False
+    untold: bool = False
+    """Of an orphan: whether this process is the one that tells it."""
 
     def error(self) -> BaseException:
         """The exception to raise in the main thread."""
         if self.code == 130:
             return KeyboardInterrupt()
         if self.orphaned:
-            return Orphaned(self.message, self.hint)
+            return Orphaned(self.message, self.hint, self.untold)
         return (RequestError if self.code == 2 else RunError)(self.message, self.hint)
 
 
@@ -104,13 +115,20 @@ class Lifeline:
     Args:
         rank: of this process.
         links: rank -> connection; rank 0 has all others, the others have rank 0.
+        token: the word that opened rank 0's door; no other run of the machine has it.
+        remedy: what to do where a process has died.
 
     Attributes:
         loss: why the run is over, once it is.
     """
 
-    def __init__(self, rank: int, links: dict[int, socket.socket]) -> None:
+    def __init__(
+        self, rank: int, links: dict[int, socket.socket], token: str, remedy: str
+    ) -> None:
         self.rank = rank
+        self.remedy = remedy
+        self._token = token
+        self._stick: socket.socket | None = None  # held by the orphan that speaks
         self.loss: Loss | None = None
         self._links = links
         self._buffers = dict.fromkeys(links, b"")
@@ -164,6 +182,8 @@ class Lifeline:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if self.rank != 0:
             self._rank_0_gone.wait(LINGER)
+        if self._stick is not None:
+            time.sleep(GRACE / 2)  # others that notice a little later find somebody speaking
 
     def _listen(self) -> None:
         with selectors.DefaultSelector() as selector:
@@ -201,7 +221,8 @@ class Lifeline:
             self._rank_0_gone.set()
         if self._buffers[rank] != b"bye":
             gone = f"rank {rank} ended without a word: killed, or its machine is gone"
-            self._lose(Loss(gone, _RESUME, orphaned=rank == 0))
+            orphaned = rank == 0
+            self._lose(Loss(gone, self.remedy, 3, orphaned, orphaned and self._may_speak()))
         return False
 
     def _signalled(self, signals: bytes) -> None:
@@ -220,10 +241,10 @@ class Lifeline:
         now = time.monotonic()
         if self._told is not None and now > self._told + GRACE / 2:
             what = "interrupted" if self._signal_code == 130 else "stopped by SIGTERM"
-            self._lose(Loss(what, _RESUME, self._signal_code))
+            self._lose(Loss(what, self.remedy, self._signal_code))
         if self._left or self.loss is None or self._deadline is None or now < self._deadline:
             return
-        if self.rank == 0 or self.loss.orphaned:
+        if self.rank == 0 or self.loss.untold:
             hint = f"\n\nhint: {self.loss.hint}" if self.loss.hint else ""
             os.write(2, f"error: {self.loss.message}{hint}\n".encode())
         elif not self._rank_0_gone.is_set() and now < self._deadline + LINGER:
@@ -231,6 +252,20 @@ class Lifeline:
         if self.rank == 0:
             self._say({"error": self.loss.message, "hint": self.loss.hint, "code": self.loss.code})
         _exit(self.loss.code)
+
+    def _may_speak(self) -> bool:
+        """Take the talking stick of this machine's orphans; False if another has it.
+
+        It is a name in the system's table of sockets, which is free again when its holder ends.
+        """
+        try:
+            stick = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            stick.bind(f"\0compress-{self._token}")
+        except (AttributeError, OSError) as error:
+            # Only Linux has such names; elsewhere everybody speaks.
+            return getattr(error, "errno", None) != errno.EADDRINUSE
+        self._stick = stick
+        return True
 
     def _say(self, what: dict[str, Any]) -> None:
         line = json.dumps(what).encode() + b"\n"

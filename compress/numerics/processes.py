@@ -20,6 +20,7 @@ T = TypeVar("T")
 _MEET = timedelta(minutes=10)
 # Rank 0 may score a model for hours while the others wait. Deaths are the lifeline's to notice.
 _PATIENCE = timedelta(days=30)
+_WORD = 5.0  # seconds in which the word of an end comes after the error it causes
 
 
 class Processes(Team):
@@ -36,7 +37,7 @@ class Processes(Team):
 
     @classmethod
     @contextlib.contextmanager
-    def join(cls, device: str) -> Iterator[Processes]:
+    def join(cls, device: str, remedy: str) -> Iterator[Processes]:
         """Meet the others; leave them at the end, saying why.
 
         Raises:
@@ -45,9 +46,11 @@ class Processes(Team):
         own = not dist.is_initialized()
         try:
             if own:
-                dist.init_process_group("gloo", timeout=_MEET)
+                dist.init_process_group(_backend(device), timeout=_MEET)
             control = dist.new_group(backend="gloo", timeout=_PATIENCE)
-            life = _lifeline(control)
+            if own:  # met: what libraries exchange may take longer, such as a wait for a save
+                dist.distributed_c10d._set_pg_timeout(_PATIENCE)
+            life = _lifeline(control, remedy)
         except (RuntimeError, OSError, ValueError) as error:
             raise RequestError(
                 f"the {os.environ['WORLD_SIZE']} processes can't meet: "
@@ -109,6 +112,15 @@ class Processes(Team):
         """Go on when all have come here."""
         self.gather(None)
 
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Have an error inside that another rank's end has caused name that end instead."""
+        try:
+            yield
+        except RuntimeError:
+            self._life.check(wait=_WORD)
+            raise
+
     def _group(self, tensor: Tensor) -> dist.ProcessGroup:
         return self._fast if self._fast is not None and tensor.is_cuda else self._control
 
@@ -122,16 +134,16 @@ class Processes(Team):
         """Turn a peer's end into its reason."""
         self._life.check()
         try:
-            yield
+            with self.watched():
+                yield
         except RuntimeError as error:
-            self._life.check(wait=5.0)
             raise RunError(
                 f"the exchange between ranks failed: {' '.join(str(error).split())[:200]}",
-                "run again with --resume; finished blocks are kept",
+                self._life.remedy,
             ) from error
 
 
-def _lifeline(control: dist.ProcessGroup) -> lifeline.Lifeline:
+def _lifeline(control: dist.ProcessGroup, remedy: str) -> lifeline.Lifeline:
     """Connect every process with rank 0."""
     rank, size = dist.get_rank(), dist.get_world_size()
     server = None
@@ -141,8 +153,10 @@ def _lifeline(control: dist.ProcessGroup) -> lifeline.Lifeline:
     dist.broadcast_object_list(address, src=0, group=control)
     known = cast(lifeline.Address, address[0])
     if server is not None:
-        return lifeline.Lifeline(rank, lifeline.accept(server, known.token, size))
-    return lifeline.Lifeline(rank, lifeline.connect(known, rank))
+        links = lifeline.accept(server, known.token, size)
+    else:
+        links = lifeline.connect(known, rank)
+    return lifeline.Lifeline(rank, links, known.token, remedy)
 
 
 @contextlib.contextmanager
@@ -152,6 +166,7 @@ def _closing(life: lifeline.Lifeline, control: dist.ProcessGroup, own: bool) -> 
         yield
     except BaseException as error:
         life.leave(error)  # the groups stay: closing them could wait for a peer that is stuck
+        error.reported = True  # type: ignore[attr-defined]  # rank 0 has had the time to tell it
         raise
     dist.barrier(group=control)
     life.leave(None)
@@ -164,17 +179,26 @@ def _fill(tensor: Tensor, buffer: Tensor) -> None:
     tensor.copy_(buffer.view(tensor.dtype).reshape(tensor.shape))
 
 
-def _nccl(device: str, control: dist.ProcessGroup) -> dist.ProcessGroup | None:
-    """A group of NCCL where each process of every machine has a GPU of its own."""
+def _own_gpus(device: str) -> bool:
+    """Whether each process of this machine has a GPU of its own, and NCCL."""
     here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
-    able = (
+    return (
         device in ("auto", "cuda")
         and torch.cuda.is_available()
         and torch.cuda.device_count() >= here
         and dist.is_nccl_available()
     )
+
+
+def _backend(device: str) -> str:
+    """What the default group goes by: libraries that exchange by themselves (DDP) use that one."""
+    return "cpu:gloo,cuda:nccl" if _own_gpus(device) else "gloo"
+
+
+def _nccl(device: str, control: dist.ProcessGroup) -> dist.ProcessGroup | None:
+    """A group of NCCL where each process of every machine has a GPU of its own."""
     everywhere: list[bool] = [False] * dist.get_world_size()
-    dist.all_gather_object(everywhere, able, group=control)
+    dist.all_gather_object(everywhere, _own_gpus(device), group=control)
     if not all(everywhere):
         return None
     torch.cuda.set_device(_local_rank())

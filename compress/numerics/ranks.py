@@ -12,17 +12,20 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["ALONE", "CHUNKS", "Team", "chunks", "joined", "shares", "world_size"]
+from compress.launcher import world_size
+
+__all__ = ["ALONE", "CHUNKS", "RESUME", "Team", "chunks", "joined", "shares"]
 
 CHUNKS = 8
 """Runs of batches whose sums are made apart; more ranks than that have no batches left to run."""
+
+RESUME = "run again with --resume: what was finished is kept; the number of ranks may be another"
 
 T = TypeVar("T")
 _current: Team | None = None
@@ -102,18 +105,20 @@ class Team:
     def wait(self) -> None:
         """Go on when all have come here."""
 
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Have an error inside that another rank's end has caused name that end instead.
+
+        For libraries that exchange by themselves, as DDP does.
+        """
+        yield
+
 
 ALONE = Team()
 
 
-def world_size() -> int:
-    """How many processes a launcher has started; 1 without one."""
-    named = all(os.environ.get(key) for key in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
-    return int(os.environ["WORLD_SIZE"]) if named else 1
-
-
 @contextlib.contextmanager
-def joined(device: str = "cpu") -> Iterator[Team]:
+def joined(device: str = "cpu", remedy: str = RESUME) -> Iterator[Team]:
     """Join the processes that a launcher has started; ALONE without one.
 
     Inside, the failure of one process ends all, and each says so or leaves it to rank 0; see
@@ -121,6 +126,7 @@ def joined(device: str = "cpu") -> Iterator[Team]:
 
     Args:
         device: where the work will run; tensors of several GPUs go by NCCL, all else by gloo.
+        remedy: what the user is told to do where one of them has died.
 
     Raises:
         RequestError: the processes can't find each other.
@@ -131,7 +137,7 @@ def joined(device: str = "cpu") -> Iterator[Team]:
         return
     from compress.numerics.processes import Processes
 
-    with Processes.join(device) as _current:
+    with Processes.join(device, remedy) as _current:
         try:
             yield _current
         finally:

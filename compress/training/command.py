@@ -15,10 +15,11 @@ import torch
 
 from compress.checkpoints.placement import resolve_dtype
 from compress.checkpoints.source import Source, open_source
-from compress.checkpoints.workspace import Workspace, check_output, partial_path
+from compress.checkpoints.workspace import Workspace, check_output
 from compress.errors import RequestError
 from compress.evaluation.asked import measure_asked, measured_once
 from compress.evaluation.measures import Measures
+from compress.numerics.ranks import Team, joined
 from compress.progress import Progress, silent
 from compress.reports.headers import header_line, model_line
 from compress.reports.receipt import Receipt, write_items
@@ -116,24 +117,31 @@ def train(
     settings = TrainSettings.of_door(door, options)
     if output is None:
         raise RequestError("no output directory", "add `-o OUT`")
-    job = _prepare(
-        door, model, Path(output), settings, progress, say, overwrite or resume,
-        revision=revision, token=token, trust_remote_code=trust_remote_code,
-    )  # fmt: skip
-    _describe(job)
-    if not job.ranks.first:
-        return _follow(job, Path(output))
-    made = _missing_parents(Path(output))
+    with joined(settings.device) as team:
+        job = _prepare(
+            door, model, Path(output), settings, team, progress, say, overwrite or resume,
+            revision=revision, token=token, trust_remote_code=trust_remote_code,
+        )  # fmt: skip
+        _describe(job)
+        return _run(job, Path(output), overwrite=overwrite, resume=resume)
+
+
+def _run(job: Job, output: Path, *, overwrite: bool, resume: bool) -> TrainResult:
+    """Train in OUT.partial and put the result in place; the first process writes."""
+    made = _missing_parents(output)
     with Workspace.open(
         output,
         overwrite=overwrite,
         resume=resume,
-        fingerprint=_fingerprint(job),
+        fingerprint=_fingerprint(job) if job.team.first else None,
         source=job.start.source.directory if job.start.source else None,
+        team=job.team,
     ) as workspace:
+        if not job.team.first:
+            return TrainResult(None, output) if workspace.committed else _follow(job, workspace)
         if workspace.committed:
             workspace.discard()
-            return TrainResult(Receipt.read(Path(output)), Path(output))
+            return TrainResult(Receipt.read(output), output)
         try:
             return _lead(job, workspace)
         except RequestError:
@@ -150,23 +158,22 @@ def _prepare(
     model: str | Path | None,
     output: Path,
     settings: TrainSettings,
+    team: Team,
     progress: Progress,
     say: Say,
     replace: bool,
     **source: Any,
 ) -> Job:
     """Check the request; only the first process talks."""
-    import os
-
     local = Path(model) if model is not None and Path(model).is_dir() else None
     check_output(output, overwrite=replace, source=local)
-    quiet = int(os.environ.get("RANK", "0")) > 0
     return prepare(
         door,
         model,
         settings,
-        progress=silent if quiet else progress,
-        say=(lambda text: None) if quiet else say,
+        team=team,
+        progress=progress if team.first else silent,
+        say=say if team.first else (lambda text: None),
         **source,
     )
 
@@ -193,7 +200,7 @@ def _lead(job: Job, workspace: Workspace) -> TrainResult:
         if job.settings.valid:
             read_text(job, workspace.path / "valid", "evaluation")
     _describe_text(job, store.tokens, store.documents)
-    job.ranks.wait()  # the others find the text
+    job.team.wait()  # the others find the text
     done = run(job, workspace.path)
     with job.clock("save"):
         finishing.save_model(job, done, workspace.result)
@@ -206,20 +213,18 @@ def _lead(job: Job, workspace: Workspace) -> TrainResult:
         write_items(workspace.result, after.as_items())
     with job.clock("save"):
         workspace.commit()
-    job.ranks.wait()
-    job.ranks.close()
+    job.team.wait()
     return TrainResult(receipt, workspace.output, tuple(done.losses))
 
 
-def _follow(job: Job, output: Path) -> TrainResult:
+def _follow(job: Job, workspace: Workspace) -> TrainResult:
     """Do another process's part: wait for the text, train, wait for the result."""
-    job.ranks.wait()
-    done = run(job, partial_path(output))
+    job.team.wait()
+    done = run(job, workspace.path)
     fold_scaled_norms(done.model)
     finishing.gather(done)
-    job.ranks.wait()
-    job.ranks.close()
-    return TrainResult(None, output)
+    job.team.wait()
+    return TrainResult(None, workspace.output)
 
 
 def _free(job: Job, done: Run) -> None:

@@ -125,7 +125,7 @@ def training_entry(job: Job, done: Run) -> dict[str, Any]:
         "max_grad_norm": settings.max_grad_norm,
         "lr": settings.lr,
         "norms": job.placement.as_receipt(),
-        "processes": job.ranks.count,
+        "processes": job.team.size,
         "micro_batch": job.arrangement.micro,
         "accumulation": job.arrangement.accumulation,
         "tokens_per_s": done.tokens_per_s or (done.tokens / seconds if seconds else None),

@@ -14,6 +14,7 @@ from compress.data.specs import DataSpec, parse_spec
 from compress.data.streaming import source_bytes
 from compress.errors import RequestError
 from compress.evaluation.measures import Request, check_request
+from compress.numerics.ranks import Team
 from compress.progress import Progress
 from compress.reports.clock import Clock
 from compress.training import arguments
@@ -36,7 +37,6 @@ from compress.training.objectives import (
     SampleRows,
 )
 from compress.training.packed import check_separation
-from compress.training.ranks import Ranks
 from compress.training.schedule import warmup_steps
 from compress.training.settings import P_SCHEDULES, TrainSettings
 from compress.training.sizes import PRESETS
@@ -61,7 +61,7 @@ class Job:
     model: PreTrainedModel
     placement: Placement
     request: Request
-    ranks: Ranks
+    team: Team
     device: str
     arrangement: arguments.Arrangement
     progress: Progress
@@ -80,6 +80,7 @@ def prepare(
     model: str | Path | None,
     settings: TrainSettings,
     *,
+    team: Team,
     progress: Progress,
     say: Say,
     **source: Any,
@@ -93,16 +94,17 @@ def prepare(
     device = resolve_device(settings.device)
     resolve_dtype(settings.dtype)
     arguments.check_device(settings, device)
-    ranks = Ranks(device)
-    arrangement = arguments.arrange(settings.batch_size, ranks.count, settings.micro_batch, device)
+    team.device(device)
+    arrangement = arguments.arrange(settings.batch_size, team.size, settings.micro_batch, device)
     start = open_start(model, settings, **source)
     settings = _fill_in(settings, start)
     request = _check_evaluation(settings, start)
     clock = Clock()
     with clock("load"):
-        if start.source is not None and ranks.first:
-            start.source.check_finite(progress)
-        check_text(settings, start.tokenizer)
+        if team.first:
+            if start.source is not None:
+                start.source.check_finite(progress)
+            check_text(settings, start.tokenizer)
         built = build_model(start, settings)
         placement = _place_norms(built, settings, start)
         if settings.separate_documents:
@@ -114,7 +116,7 @@ def prepare(
         built,
         placement,
         request,
-        ranks,
+        team,
         device,
         arrangement,
         progress,

@@ -134,14 +134,11 @@ def run(job: Job, place: Path) -> Run:
     trainer = _trainer(job, dataset, directory, [display, *validation])
     for callback in validation:
         callback.trainer = trainer
-    resumed = last_checkpoint(directory) if job.ranks.first else None
-    job.ranks.wait()  # a torn checkpoint is gone before the others look
-    if not job.ranks.first:
-        resumed = last_checkpoint(directory)
+    resumed = job.team.from_first(lambda: last_checkpoint(directory))
     if resumed is not None:
         job.say(f"resumed   at step {resumed.name.rpartition('-')[2]} of {steps}")
     try:
-        with job.clock("train"), without_bars():
+        with job.clock("train"), without_bars(), job.team.watched():
             trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
     finally:
         display.close()

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from compress.numerics import lifeline
-from compress.numerics.ranks import ALONE, CHUNKS, Team, chunks, joined, shares, world_size
+from compress.launcher import rank, world_size
+from compress.numerics.ranks import ALONE, CHUNKS, Team, chunks, joined, shares
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 7, 8, 9, 20, 128])
@@ -45,7 +46,8 @@ def test_without_a_launcher_there_is_one_process(monkeypatch):
         monkeypatch.delenv(key, raising=False)
     assert world_size() == 1
     monkeypatch.setenv("WORLD_SIZE", "4")  # a scheduler's, without the rest
-    assert world_size() == 1
+    monkeypatch.setenv("RANK", "3")
+    assert (world_size(), rank()) == (1, 0)
     with joined("cuda") as team:
         assert team is ALONE
         assert team.first
