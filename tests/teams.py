@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -59,10 +60,8 @@ def _be(rank: int, count: int, port: int, call: Callable[[], int | None], place:
     for number, kind in ((1, "out"), (2, "err")):
         handle = os.open(place / f"{rank}.{kind}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(handle, number)
-    import sys
-
-    sys.stdout = open(1, "w", closefd=False)  # pytest has put its own there
-    sys.stderr = open(2, "w", closefd=False)
+    sys.stdout = os.fdopen(1, "w", closefd=False)  # pytest has put its own there
+    sys.stderr = os.fdopen(2, "w", closefd=False)
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count),
         LOCAL_WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),

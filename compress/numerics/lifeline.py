@@ -122,9 +122,7 @@ class Lifeline:
         loss: why the run is over, once it is.
     """
 
-    def __init__(
-        self, rank: int, links: dict[int, socket.socket], token: str, remedy: str
-    ) -> None:
+    def __init__(self, rank: int, links: dict[int, socket.socket], token: str, remedy: str) -> None:
         self.rank = rank
         self.remedy = remedy
         self._token = token

@@ -5,8 +5,8 @@ import socket
 import pytest
 import torch
 
+from compress import launcher
 from compress.numerics import lifeline
-from compress.launcher import rank, world_size
 from compress.numerics.ranks import ALONE, CHUNKS, Team, chunks, joined, shares
 
 
@@ -44,10 +44,10 @@ def test_shares_are_balanced_by_cost():
 def test_without_a_launcher_there_is_one_process(monkeypatch):
     for key in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(key, raising=False)
-    assert world_size() == 1
+    assert launcher.world_size() == 1
     monkeypatch.setenv("WORLD_SIZE", "4")  # a scheduler's, without the rest
     monkeypatch.setenv("RANK", "3")
-    assert (world_size(), rank()) == (1, 0)
+    assert (launcher.world_size(), launcher.rank()) == (1, 0)
     with joined("cuda") as team:
         assert team is ALONE
         assert team.first

@@ -7,11 +7,11 @@ import sys
 import time
 
 import pytest
+from teams import die, in_ranks
 
 from compress.cli import main
 from compress.cli.main import call
 from compress.sparsity.pruner import Pruner
-from teams import die, in_ranks
 
 TIMES = ("argv", "cost", "versions", "device")
 

@@ -1,15 +1,9 @@
-"""The Trainer: steps that aren't finite, several processes, clipping, what it refuses."""
+"""The Trainer: steps that aren't finite, accumulation, clipping, what it refuses."""
 
-import json
-import os
-import socket
-import sys
-import traceback
 from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from compress.errors import RequestError, RunError
@@ -155,54 +149,6 @@ def test_workers_change_nothing(config, options, tmp_path):
     assert losses(places[0]) == losses(places[1])
     one, two = weights(places[0]), weights(places[1])
     assert all(torch.equal(one[name], two[name]) for name in one)
-
-
-def in_processes(count, call):
-    """Run `call()` in `count` processes that talk by gloo, as torchrun would start them."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    children = []
-    for rank in range(count):
-        child = os.fork()
-        if not child:
-            os.environ.update(
-                RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count),
-                LOCAL_WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-            )  # fmt: skip
-            torch.set_num_threads(torch.get_num_threads())
-            AcceleratorState._reset_state(reset_partial_state=True)  # of a lone process
-            try:
-                call()
-                os._exit(0)
-            except BaseException:
-                traceback.print_exc(file=sys.__stderr__)
-                os._exit(1)
-        children.append(child)
-    return [os.waitpid(child, 0)[1] for child in children]
-
-
-def test_two_processes_are_one_with_twice_the_accumulation(config, options, text, tmp_path):
-    valid = str(text.with_name("valid.txt"))
-    own = {**options, "objective": "meap", "valid": valid, "eval_every": 3}
-    train_spam(config, tmp_path / "one", **own)
-    call = lambda: train_spam(config, tmp_path / "two", **own)
-    assert in_processes(2, call) == [0, 0]
-    assert losses(tmp_path / "two") == losses(tmp_path / "one")
-    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
-    assert all(torch.equal(one[name], two[name]) for name in one)
-    receipts = [
-        json.loads((tmp_path / n / "receipt.json").read_text())["training"] for n in ("one", "two")
-    ]
-    assert [r["processes"] for r in receipts] == [1, 2]
-    assert [r["accumulation"] for r in receipts] == [2, 1]
-    assert receipts[0]["valid"] == receipts[1]["valid"]
-
-
-def test_a_bad_request_ends_every_process(config, options, tmp_path):
-    call = lambda: train_spam(config, tmp_path / "two", **{**options, "batch_size": 3})
-    assert 0 not in in_processes(2, call)
-    assert not (tmp_path / "two.partial").exists()
 
 
 def test_sharding_that_did_not_happen_is_refused():
