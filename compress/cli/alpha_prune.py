@@ -238,7 +238,36 @@ CALIBRATION = opt.options(
         show_default=True,
         metavar="DATA",
         heading="Calibration",
-        help="corpus name or file; `demo` is the shipped one",
+        help="corpus names or files; `demo` is the shipped one; a=0.7,b=0.3 mixes by tokens",
+    ),
+    option(
+        "--doc-sampling",
+        default="packed",
+        show_default=True,
+        metavar="NAME",
+        heading="Calibration",
+        help="packed: whole documents; isolated: each sees itself; long: windows of long ones",
+    ),
+    option(
+        "--select",
+        default="random",
+        show_default=True,
+        metavar="NAME",
+        heading="Calibration",
+        help="which windows: random; diverse: by words; cola: by activations",
+    ),
+    option(
+        "--chat-template/--no-chat-template",
+        default=True,
+        show_default=True,
+        heading="Calibration",
+        help="write prompt formats as conversations if the tokenizer can",
+    ),
+    option(
+        "--allow-leakage",
+        is_flag=True,
+        heading="Calibration",
+        help="let text be calibrated on and evaluated on",
     ),
     option(
         "--samples",
@@ -315,6 +344,7 @@ PLAN = opt.options(
 @SPREAD
 @CALIBRATION
 @opt.EVALUATION
+@opt.REGISTRY
 @PLAN
 @FORMAT
 @opt.RESUME

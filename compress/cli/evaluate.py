@@ -20,6 +20,7 @@ from compress.cli.session import session
     help="compare every MODEL with this one, on the same examples",
 )
 @opt.EVALUATION
+@opt.REGISTRY
 @opt.SEED
 @opt.DEVICE
 @opt.DTYPE

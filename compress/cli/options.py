@@ -153,6 +153,13 @@ SOURCE = options(
         help="run Python files that come with MODEL (they can do anything)",
     ),
 )
+REGISTRY = option(
+    "--registry",
+    type=click.Path(),
+    metavar="FILE",
+    heading="Data",
+    help="YAML of your own corpora beside the shipped ones",
+)
 EVALUATION = options(
     option(
         "--ppl",

@@ -50,6 +50,46 @@ def read_path(path: Path, column: str | None, role: str, limit: int | None) -> l
         raise RequestError(f"`{path}` can't be read: {error.strerror or error}") from error
 
 
+def read_rows(path: Path, role: str, limit: int | None) -> list[dict[str, Any]]:
+    """Read whole rows of a table, or of a directory of tables.
+
+    Args:
+        path: an existing file or directory.
+        role: "calibration" or "evaluation": which split of a directory is read.
+        limit: at most so many leading rows, or None.
+
+    Raises:
+        RequestError: unreadable, no table, or a row that is no object.
+    """
+    try:
+        if path.is_dir() and is_saved(path):
+            saved = _split_of(path, role)
+            return list(saved if limit is None else saved.select(range(min(limit, len(saved)))))
+        rows: list[dict[str, Any]] = []
+        for file in files_of(path, role) if path.is_dir() else [path]:
+            rows += _rows_of_file(file, None if limit is None else limit - len(rows))
+        return rows
+    except OSError as error:
+        raise RequestError(f"`{path}` can't be read: {error.strerror or error}") from error
+
+
+def _rows_of_file(path: Path, limit: int | None) -> list[dict[str, Any]]:
+    kind = kind_of(path)
+    if kind in (".parquet", ".csv"):
+        table = _parquet(path) if kind == ".parquet" else _csv(path)
+        return table.slice(0, limit).to_pylist()
+    if kind not in (".jsonl", ".json"):
+        raise RequestError(
+            f"`{path}` is one text document, and templates need rows with columns",
+            hint=f"rows come from {', '.join(TABLES)} files",
+        )
+    found = _json_rows(path, kind, limit)
+    for where, row in found:
+        if not isinstance(row, dict):
+            raise RequestError(f"{where}: an object is needed, is {type(row).__name__}")
+    return [row for _, row in found]
+
+
 def kind_of(path: Path) -> str:
     """Return a file's suffix, of the packed file where it ends in .gz."""
     suffix = path.suffix.lower()
@@ -264,6 +304,13 @@ def _read_saved(path: Path, column: str | None, role: str, limit: int | None) ->
 
 def open_saved(path: Path, column: str | None, role: str) -> tuple[Any, str]:
     """Open a directory written by `datasets`' save_to_disk: its split of the role, its column."""
+    saved = _split_of(path, role)
+    names = saved.column_names
+    strings = [n for n in names if getattr(saved.features[n], "dtype", "") in _TEXT_TYPES]
+    return saved, _choose(column, names, strings, path)
+
+
+def _split_of(path: Path, role: str) -> Any:
     import datasets
 
     try:
@@ -271,10 +318,8 @@ def open_saved(path: Path, column: str | None, role: str) -> tuple[Any, str]:
     except (ValueError, FileNotFoundError, OSError) as error:
         raise RequestError(f"`{path}` is no readable saved dataset: {_line(error)}") from error
     if isinstance(saved, datasets.DatasetDict):
-        saved = saved[_split_name(saved, path, role)]
-    names = saved.column_names
-    strings = [n for n in names if getattr(saved.features[n], "dtype", "") in _TEXT_TYPES]
-    return saved, _choose(column, names, strings, path)
+        return saved[_split_name(saved, path, role)]
+    return saved
 
 
 _TEXT_TYPES = ("string", "large_string")

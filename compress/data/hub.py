@@ -18,22 +18,31 @@ PROBE_SECONDS = 5.0
 
 
 def read_corpus(corpus: Corpus, column: str, role: str, rows: int | None) -> list[str]:
+    """Read one column of the leading rows of a Hub corpus; see read_rows."""
+    return [row[column] or "" for row in _read(corpus, role, rows, column)]
+
+
+def read_rows(corpus: Corpus, role: str, rows: int | None) -> list[dict[str, Any]]:
     """Read the leading rows of a Hub corpus.
 
     Args:
         corpus: an entry with a Hub id.
-        column: its text column.
         role: "calibration" or "evaluation".
         rows: how many leading rows; None reads the split.
 
     Raises:
         RequestError: no network and nothing cached, or the dataset can't be read.
     """
+    return _read(corpus, role, rows)
+
+
+def _read(corpus: Corpus, role: str, rows: int | None, column: str | None = None) -> list[Any]:
+    """Read rows, with one column alone where it is named."""
     if is_offline():
-        return _read_cached(corpus, column, role, rows)
+        return _read_cached(corpus, role, rows, column)
     _probe(corpus, role)
     try:
-        return _load(corpus, column, role, rows, streaming=rows is not None)
+        return _load(corpus, role, rows, column, streaming=rows is not None)
     except (OSError, ValueError, RuntimeError) as error:
         raise RequestError(
             f"corpus `{corpus.name}` (`{corpus.hub}` on the Hub) can't be read: {_line(error)}",
@@ -76,14 +85,16 @@ def _probe(corpus: Corpus, role: str) -> None:
         ) from error
 
 
-def _read_cached(corpus: Corpus, column: str, role: str, rows: int | None) -> list[str]:
+def _read_cached(
+    corpus: Corpus, role: str, rows: int | None, column: str | None = None
+) -> list[Any]:
     """Read what an earlier run prepared in the `datasets` cache; never touches the network."""
     import datasets
 
     before = datasets.config.HF_HUB_OFFLINE
     datasets.config.HF_HUB_OFFLINE = True
     try:
-        return _load(corpus, column, role, rows, streaming=False)
+        return _load(corpus, role, rows, column, streaming=False)
     except Exception as error:
         raise RequestError(
             f"corpus `{corpus.name}` needs the Hub (`{corpus.hub}`), and this run is offline",
@@ -100,7 +111,7 @@ def stream_corpus(corpus: Corpus, column: str, role: str) -> Iterator[str]:
         RequestError: as read_corpus; also in the middle, where the connection breaks.
     """
     if is_offline():
-        yield from _read_cached(corpus, column, role, None)
+        yield from (row[column] or "" for row in _read_cached(corpus, role, None, column))
         return
     _probe(corpus, role)
     try:
@@ -114,12 +125,14 @@ def stream_corpus(corpus: Corpus, column: str, role: str) -> Iterator[str]:
 
 
 def _load(
-    corpus: Corpus, column: str, role: str, rows: int | None, *, streaming: bool
-) -> list[str]:
+    corpus: Corpus, role: str, rows: int | None, column: str | None, *, streaming: bool
+) -> list[Any]:
     loaded = _open(corpus, role, streaming=streaming)
+    if column is not None:
+        loaded = loaded.select_columns([column])  # long texts in the others aren't held
     if rows is not None:
         loaded = loaded.take(rows)
-    return [row[column] or "" for row in loaded]
+    return list(loaded)
 
 
 def _open(corpus: Corpus, role: str, *, streaming: bool) -> Any:

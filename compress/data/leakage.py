@@ -37,6 +37,10 @@ class HeldOut:
         kept = [text for text in texts if _words(text) not in self._documents]
         return kept, len(texts) - len(kept)
 
+    def holds(self, text: str) -> bool:
+        """Whether a text is one of the held-out documents."""
+        return _words(text) in self._documents
+
     def shares_a_run(self, window: np.ndarray) -> bool:
         """Whether a window of token ids, int64 [T], holds a passage of a held-out text."""
         if not self._streams:

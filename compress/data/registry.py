@@ -1,26 +1,57 @@
 """The corpus registry: names that a data spec may use, and the files that travel with the package.
 
 `calib_data/registry.yaml` describes each corpus once: where it lies, which split serves which role,
-its text column and licence. A corpus has two roles, calibration and evaluation, on different splits
-wherever it has more than one, so that naming it in both `--calib` and `--ppl` shares no rows.
+its columns, its licence, and how a row becomes prompt, answer and rationale. A corpus has two
+roles, calibration and evaluation, on different splits wherever it has more than one, so that naming
+it in both `--calib` and `--ppl` shares no rows. A user's own file adds entries, or changes shipped
+ones.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 import compress
+from compress.data.fields import Field
 from compress.errors import RequestError
 
 ROLES = ("calibration", "evaluation")
-_TEXTS = {"hub", "config", "revision", "column", "licence", "about"}
-_BY_ROLE = {"local", "splits", "files", "rows", "joined"}
-_REQUIRED = ("column", "columns", "licence")
+SOURCES = ("hub", "local", "made", "sampled")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How text is sampled from a model (`compress.calibration.sampling`).
+
+    Attributes:
+        prefix: data spec of texts whose first tokens begin each sample; "" begins with the
+            beginning-of-text token alone.
+        prefix_tokens: how many tokens of a text are kept.
+        first_temperature, ramp: the temperature falls in a line from the first to `temperature`
+            over so many tokens; 0 leaves it constant.
+        temperature: > 0.
+        top_k, top_p: only the k likeliest tokens, and the likeliest with a total probability of p;
+            0 and 1 are all.
+        repetition_penalty: divides the odds of tokens that are there already; 1 is none.
+        keep: share of the samples that is kept, those of lowest perplexity.
+        distinct: least share of distinct runs of four tokens; a sample below it is a loop.
+    """
+
+    prefix: str = ""
+    prefix_tokens: int = 2
+    first_temperature: float = 2.0
+    ramp: int = 8
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    keep: float = 0.8
+    distinct: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -32,14 +63,24 @@ class Corpus:
         column: the text column used when the spec names none.
         columns: every text column.
         licence: as the dataset's own card or paper states it.
-        hub: dataset id on the Hub; empty for a corpus that ships with the package.
+        hub: dataset id on the Hub; empty for a corpus that lies elsewhere.
         config, revision: configuration and pinned revision on the Hub, or None.
-        local: role -> file beside the registry, for shipped corpora.
+        local: role -> file or directory; a relative one lies beside the registry.
+        made: "dots" or "characters", text without sense that is made on the spot.
+        sampled: how text is sampled from the model, or None.
         splits: role -> split name on the Hub.
         files: role -> the one data file of the repository to read, where a split is too large.
         rows: role -> how many leading rows are read; a role that is absent reads all.
+        skip: role -> how many leading rows are passed over, where roles share one file.
         joined: role -> the string that joins all rows into one document, as published protocols do.
+        fields: name -> Field, what templates may name beside columns.
+        templates: of "raw", "prompt", "answer" and "rationale", which formats are made of.
+        separator: what stands between demonstrations of one prompt.
+        group: what it tests, such as arithmetic.
+        tasks: lm-eval tasks that score on it.
+        size: rows, in words.
         about: one line for people.
+        place: directory that local files are relative to; None is that of the shipped registry.
     """
 
     name: str
@@ -49,16 +90,44 @@ class Corpus:
     hub: str = ""
     config: str | None = None
     revision: str | None = None
-    local: dict[str, str] = field(default_factory=dict)
-    splits: dict[str, str] = field(default_factory=dict)
-    files: dict[str, str] = field(default_factory=dict)
-    rows: dict[str, int] = field(default_factory=dict)
-    joined: dict[str, str] = field(default_factory=dict)
+    local: Mapping[str, str] = field(default_factory=dict)
+    made: str = ""
+    sampled: Sampling | None = None
+    splits: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    rows: Mapping[str, int] = field(default_factory=dict)
+    skip: Mapping[str, int] = field(default_factory=dict)
+    joined: Mapping[str, str] = field(default_factory=dict)
+    fields: Mapping[str, Field] = field(default_factory=dict)
+    templates: Mapping[str, str] = field(default_factory=dict)
+    separator: str = "\n\n"
+    group: str = ""
+    tasks: tuple[str, ...] = ()
+    size: str = ""
     about: str = ""
+    place: Path | None = None
 
     def has_role(self, role: str) -> bool:
         """Whether the corpus has rows for this role, "calibration" or "evaluation"."""
+        if self.made or self.sampled:
+            return role == "calibration"
         return role in (self.splits if self.hub else self.local)
+
+    def path(self, role: str) -> Path:
+        """Return the local file or directory of a role.
+
+        Raises:
+            RequestError: it isn't there.
+        """
+        if self.place is None:
+            return shipped(self.local[role])
+        path = self.place / Path(self.local[role]).expanduser()
+        if not path.exists():
+            raise RequestError(
+                f"corpus `{self.name}`: `{path}`: no such file or directory",
+                "a path in a registry is relative to the registry",
+            )
+        return path
 
 
 def shipped(relative: str) -> Path:
@@ -79,9 +148,23 @@ def shipped(relative: str) -> Path:
     )
 
 
+def corpora(registry: str | Path | None = None) -> Mapping[str, Corpus]:
+    """Return the corpora that a data spec may name: those shipped, and a user's own.
+
+    Args:
+        registry: a user's registry file; its entries win over shipped ones of the same name.
+
+    Raises:
+        RequestError: as load_registry.
+    """
+    if registry is None:
+        return load_registry()
+    return {**load_registry(), **load_registry(Path(registry))}
+
+
 @functools.cache
 def load_registry(path: Path | None = None) -> dict[str, Corpus]:
-    """Read a registry file; by default the shipped one.
+    """Read one registry file; by default the shipped one.
 
     Returns:
         name -> Corpus, in the order of the file.
@@ -89,86 +172,19 @@ def load_registry(path: Path | None = None) -> dict[str, Corpus]:
     Raises:
         RequestError: the file can't be read or an entry breaks the schema; names file and line.
     """
+    from compress.data.schema import read_entries
+
+    own = path is not None
     path = path or shipped("registry.yaml")
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"registry `{path}` can't be read: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise RequestError(f"registry `{path}` can't be read: {reason}") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark else 1
         problem = getattr(error, "problem", None) or "not YAML"
         raise RequestError(f"{path}:{line}: {problem}") from error
-    top = _mapping(root, path)
-    if "corpora" not in top:
-        raise RequestError(f"{path}:1: no `corpora` in the registry")
-    found: dict[str, Corpus] = {}
-    for name, node in _mapping(top["corpora"], path).items():
-        found[name] = _corpus(name, node, path)
-    return found
-
-
-def _where(path: Path, node: yaml.Node | None) -> str:
-    return f"{path}:{node.start_mark.line + 1 if node is not None else 1}"
-
-
-def _mapping(node: yaml.Node | None, path: Path) -> dict[str, yaml.Node]:
-    """Return a mapping node's children by key; refuse other nodes and a key written twice."""
-    if not isinstance(node, yaml.MappingNode):
-        raise RequestError(f"{_where(path, node)}: a mapping is needed here")
-    children: dict[str, yaml.Node] = {}
-    for key, value in node.value:
-        if key.value in children:
-            raise RequestError(f"{_where(path, key)}: `{key.value}` is written twice")
-        children[key.value] = value
-    return children
-
-
-def _value(node: yaml.Node) -> Any:
-    return yaml.safe_load(yaml.serialize(node))
-
-
-def _corpus(name: str, node: yaml.Node, path: Path) -> Corpus:
-    """Check one entry against the schema and build it."""
-    children = _mapping(node, path)
-    values: dict[str, Any] = {}
-    for key, child in children.items():
-        values[key] = _checked(name, key, child, path)
-    for key in _REQUIRED:
-        if key not in values:
-            raise RequestError(f"{_where(path, node)}: corpus `{name}` lacks `{key}`")
-    if ("hub" in values) == ("local" in values):
-        raise RequestError(f"{_where(path, node)}: corpus `{name}` needs either `hub` or `local`")
-    if "hub" in values and "splits" not in values:
-        raise RequestError(f"{_where(path, node)}: corpus `{name}` lacks `splits`")
-    if values["column"] not in values["columns"]:
-        raise RequestError(
-            f"{_where(path, children['column'])}: corpus `{name}`: column `{values['column']}` "
-            f"is not among its columns"
-        )
-    return Corpus(name=name, **values)
-
-
-def _checked(name: str, key: str, node: yaml.Node, path: Path) -> Any:
-    """Return the value of one field, after checking its type."""
-    where = f"{_where(path, node)}: corpus `{name}`: `{key}`"
-    value = _value(node)
-    if key in _TEXTS:
-        if not isinstance(value, str) or not value:
-            raise RequestError(f"{where} needs a string, is {value!r}")
-        return value
-    if key == "columns":
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise RequestError(f"{where} needs a list of strings, is {value!r}")
-        return tuple(value)
-    if key in _BY_ROLE:
-        kind = int if key == "rows" else str
-        if not isinstance(value, dict) or not all(isinstance(v, kind) for v in value.values()):
-            raise RequestError(f"{where} needs a {kind.__name__} for each role, is {value!r}")
-        unknown = set(value) - set(ROLES)
-        if unknown:
-            raise RequestError(
-                f"{where} has the role `{min(unknown)}`; roles are calibration, evaluation"
-            )
-        return value
-    raise RequestError(f"{where} is no field of a registry entry")
+    base = load_registry() if own else {}
+    return read_entries(root, path, base, path.resolve().parent if own else None)

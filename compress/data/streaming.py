@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from compress.data import files, hub
-from compress.data.registry import load_registry, shipped
 from compress.data.specs import DataSpec, load_documents
 from compress.errors import RequestError
 
@@ -50,14 +49,15 @@ def iter_documents(spec: DataSpec, *, role: str = "calibration") -> Iterator[Pie
     """
     paths = _paths(spec, role)
     column = spec.column
-    if not spec.is_path and spec.name in load_registry():
-        corpus = load_registry()[spec.name]
+    corpus = spec.entry
+    if corpus is not None:
+        columns = spec.format == "raw" and (column is not None or "raw" not in corpus.templates)
+        plain = columns and not (role in corpus.joined or role in corpus.rows or corpus.skip)
         column = column or corpus.column
-        plain = role not in corpus.joined and role not in corpus.rows
         if corpus.hub and plain and corpus.has_role(role) and column in corpus.columns:
             yield from (Piece(text, True, 0) for text in hub.stream_corpus(corpus, column, role))
             return
-        if corpus.hub or role in corpus.joined or role in corpus.rows:
+        if corpus.hub or not plain or column not in corpus.columns:
             paths = []
     if not paths:  # small by nature, or refused with the right words
         yield from (Piece(text, True, 0) for text in load_documents(spec, role=role))
@@ -73,13 +73,13 @@ def iter_documents(spec: DataSpec, *, role: str = "calibration") -> Iterator[Pie
 
 
 def _paths(spec: DataSpec, role: str) -> list[Path]:
-    if spec.is_path:
-        path = Path(spec.name)
-        if path.is_dir() and not files.is_saved(path):
-            return files.files_of(path, role)
-        return [path]
-    corpus = load_registry().get(spec.name)
-    return [shipped(corpus.local[role])] if corpus and role in corpus.local else []
+    corpus = spec.entry
+    if (corpus is None and not spec.is_path) or (corpus is not None and role not in corpus.local):
+        return []
+    path = Path(spec.name) if corpus is None else corpus.path(role)
+    if path.is_dir() and not files.is_saved(path):
+        return files.files_of(path, role)
+    return [path]
 
 
 def _iter_path(path: Path, column: str | None, role: str) -> Iterator[Piece]:

@@ -81,6 +81,7 @@ def evaluate(
     eval_seqlen: int | None = None,
     stride: int | None = None,
     speed: bool = False,
+    registry: str | Path | None = None,
     seed: int = 0,
     device: str = "auto",
     dtype: str = "auto",
@@ -96,6 +97,7 @@ def evaluate(
         against: the model to compare with; measured on the same examples.
         ppl, tasks, task_dirs, limit, stride, speed: see measure.
         eval_seqlen: window of the perplexity; default the smaller of 2048 and the models' limits.
+        registry: a file of own corpora beside the shipped ones, for ppl.
         seed: of the speed prompt.
         device, dtype: where and in what type the models run; "auto" is the first GPU, else the CPU,
             and the type on disk.
@@ -125,7 +127,7 @@ def evaluate(
     for source in sources.values():
         if ppl or tasks:
             check_model(source, eval_seqlen, bool(ppl))
-    request = check_request(ppl=ppl, tasks=tasks, task_dirs=task_dirs)
+    request = check_request(ppl=ppl, tasks=tasks, task_dirs=task_dirs, registry=registry)
     limits = [limit for limit in (s.token_limit() for s in sources.values()) if limit is not None]
     seqlen = eval_seqlen or min([2048, *limits])
     measures = {}

@@ -100,8 +100,16 @@ def check_request(
     source: Source | None = None,
     seqlen: int | None = None,
     stride: int | None = None,
+    registry: str | Path | None = None,
 ) -> Request:
     """Find the texts and tasks before a long job starts, and look whether the model suits them.
+
+    Args:
+        ppl: data specs.
+        tasks, task_dirs: names of lm-eval tasks, and directories of own ones.
+        source: the model that is to be measured.
+        seqlen, stride: of the perplexity.
+        registry: a user's registry file, for `ppl`.
 
     Returns:
         The texts and tasks, which `measure` takes as `request`.
@@ -114,7 +122,8 @@ def check_request(
         check_model(source, seqlen, bool(ppl))
     if stride is not None and seqlen is not None and stride >= seqlen:
         raise RequestError(f"a stride needs to be below the window of {seqlen}, is {stride}")
-    texts = {spec.text: load_documents(spec, role="evaluation") for spec in parse_spec(ppl)}
+    specs = parse_spec(ppl, registry)
+    texts = {spec.text: load_documents(spec, role="evaluation") for spec in specs}
     return Request(texts, TaskSet(tasks, task_dirs) if tasks else None)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import difflib
+import itertools
 import math
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -111,6 +112,20 @@ class TaskSet:
             tasks.update(leaves)
         return groups, tasks
 
+    def texts(self, limit: int | None = None) -> dict[str, list[str]]:
+        """Return task -> the text of each of its items, prompt and answer, for leakage checks.
+
+        Args:
+            limit: only so many leading items of a task.
+        """
+        found: dict[str, list[str]] = {}
+        for name, task in self.tasks.items():
+            documents = task.test_docs() if task.has_test_docs() else task.validation_docs()
+            found[name] = [
+                _item_text(task, document) for document in itertools.islice(documents or (), limit)
+            ]
+        return found
+
     def run(
         self,
         model: Any,
@@ -151,6 +166,16 @@ class TaskSet:
             if len(leaves) > 1 and len({part.metric for part in parts.values()}) == 1:
                 scores[name] = _pooled(parts)
         return scores
+
+
+def _item_text(task: Any, document: Any) -> str:
+    """Return an item's prompt and, where that is a text, its answer."""
+    try:
+        prompt, answer = task.doc_to_text(document), task.doc_to_target(document)
+    except Exception:  # of a task that needs more than the document, such as a rendered prompt
+        return ""
+    parts = [part for part in (prompt, answer) if isinstance(part, str)]
+    return " ".join(parts)
 
 
 def run_tasks(

@@ -7,15 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from compress.calibration.sets import calibration_set
 from compress.checkpoints.anatomy import Anatomy, Matrix, read_anatomy
 from compress.checkpoints.loader import skeleton
 from compress.checkpoints.placement import resolve_device, resolve_dtype
 from compress.checkpoints.source import Source
 from compress.data.batches import given_batches
-from compress.data.packing import CalibrationReport, prepare_calibration, token_digest
+from compress.data.batching import CalibrationReport, split_batches
+from compress.data.overlap import relation
 from compress.errors import RequestError
 from compress.evaluation.measures import Request, check_request
 from compress.numerics.ranks import Team
@@ -61,6 +62,7 @@ def open_job(
         source=source,
         seqlen=settings.eval_seqlen,
         stride=settings.stride,
+        registry=settings.registry,
     )
     anatomy = read_anatomy(skeleton(source))
     matrices = planning.choose_matrices(anatomy, settings.skip)
@@ -78,12 +80,6 @@ def load_data(job: Job, batches: Sequence[Mapping[str, Any]] | None, say: Say) -
         job.batches, job.data = given_batches(batches)
         say(header_line("data", f"{job.data.windows} samples in {len(batches)} batches", ""))
         return
-    tokenizer = job.source.tokenizer()
-    if tokenizer is None:
-        raise RequestError(
-            f"`{job.source.name}` has no tokenizer, which the text of --calib needs",
-            "copy the tokenizer files into it, or use --method magnitude, which needs no text",
-        )
     limit = job.source.token_limit()
     seqlen = settings.seqlen or min(DEFAULT_SEQLEN, limit or DEFAULT_SEQLEN)
     if limit is not None and seqlen > limit:
@@ -92,23 +88,28 @@ def load_data(job: Job, batches: Sequence[Mapping[str, Any]] | None, say: Say) -
             f"use `--seqlen {limit}` or less",
         )
     job.batches, job.data = job.team.from_first(
-        lambda: prepare_calibration(
+        lambda: calibration_set(
+            job.source,
             settings.calib,
-            tokenizer,
             samples=settings.samples + settings.held_out,
             seqlen=seqlen,
             seed=settings.seed,
             batch_size=settings.batch_size,
             held_out=settings.ppl,
+            items=_items(job),
+            allow_leakage=settings.allow_leakage,
+            registry=settings.registry,
+            doc_sampling=settings.doc_sampling,
+            chat_template=settings.chat_template,
+            select=settings.select,
+            device=job.device,
+            dtype=resolve_dtype(settings.dtype),
+            progress=job.progress,
         )
     )
     if settings.held_out:
         _hold_out(job)
-    if job.data.dropped_documents or job.data.dropped_windows:
-        job.notes.append(
-            f"calibration: left out {job.data.dropped_documents} documents and "
-            f"{job.data.dropped_windows} windows that are also in an evaluation text"
-        )
+    job.notes.extend(_data_notes(job))
     say(
         header_line(
             "data",
@@ -120,15 +121,45 @@ def load_data(job: Job, batches: Sequence[Mapping[str, Any]] | None, say: Say) -
     )
 
 
+def _items(job: Job) -> dict[str, list[str]]:
+    """The texts of the tasks' items, which calibration text is searched for."""
+    if job.request.tasks is None or job.settings.allow_leakage:
+        return {}
+    return job.request.tasks.texts(job.settings.limit)
+
+
+def _data_notes(job: Job) -> list[str]:
+    """What is to be said of the calibration text: what was left out, and what is near."""
+    assert job.data is not None
+    data, settings, notes = job.data, job.settings, []
+    if data.dropped_documents or data.dropped_windows:
+        notes.append(
+            f"calibration: left out {data.dropped_documents} documents and "
+            f"{data.dropped_windows} windows that are also in an evaluation text"
+        )
+    for task, count in data.leaked.items():
+        notes.append(f"calibration: left out {count} windows that hold a passage of task `{task}`")
+    if data.cut:
+        notes.append(f"calibration: {data.cut} examples didn't fit a window of {data.seqlen}")
+    near = [
+        name
+        for name in (*settings.ppl, *settings.tasks)
+        if relation(settings.calib, name, settings.registry) == "in-domain"
+    ]
+    if near:
+        notes.append(
+            f"calibration text is of the data set that {', '.join(near)} measures (another split)"
+        )
+    return notes
+
+
 def _hold_out(job: Job) -> None:
     """Set the last windows aside: the first ones are those of a run that holds none out."""
     assert job.data is not None
     settings = job.settings
-    windows = torch.cat([batch["input_ids"] for batch in job.batches])
-    kept, held = windows[: settings.samples], windows[settings.samples :]
-    size = settings.batch_size
-    job.batches = [{"input_ids": part} for part in kept.split(size)]
-    job.held_out = [{"input_ids": part} for part in held.split(size)]
+    job.batches, job.held_out, kept = split_batches(
+        job.batches, settings.samples, settings.batch_size
+    )
     job.data = dataclasses.replace(
-        job.data, windows=len(kept), tokens=kept.numel(), digest=token_digest(kept)
+        job.data, windows=kept.windows, tokens=kept.tokens, digest=kept.digest
     )

@@ -6,6 +6,8 @@ import difflib
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from compress.data.packing import SELECTIONS
+from compress.data.windows import SAMPLINGS
 from compress.errors import RequestError
 from compress.sparsity.allocators.table import ALLOCATORS, OPTIONS
 from compress.sparsity.patterns import parse_pattern
@@ -43,7 +45,12 @@ class AlphaPruneSettings:
         rows: what the rows of a matrix lose: `even` leaves that to the method, `trim` chooses it by
             what each output keeps, beside any allocation. The allocation trim is uniform with it.
         skip: globs of module names that stay as they are.
-        calib: data spec of the calibration text.
+        calib: data specs of the calibration text, mixed by their shares of the tokens.
+        registry: a file of own corpora beside the shipped ones.
+        doc_sampling: how documents become windows: packed, isolated or long.
+        select: which windows are taken: random, diverse or cola.
+        chat_template: write prompt formats as conversations where the tokenizer has a template.
+        allow_leakage: let text be calibrated on and evaluated on.
         samples, seqlen: calibration size in sequences and tokens; seqlen None is the smaller of
             2048 and the model's limit.
         propagate: what later blocks see: `pruned` outputs, `dense` ones, or `true-sequential`.
@@ -80,6 +87,11 @@ class AlphaPruneSettings:
     rows: str = "even"
     skip: tuple[str, ...] = ()
     calib: str = "c4"
+    registry: str | None = None
+    doc_sampling: str = "packed"
+    select: str = "random"
+    chat_template: bool = True
+    allow_leakage: bool = False
     samples: int = 128
     seqlen: int | None = None
     batch_size: int = 1
@@ -208,6 +220,8 @@ class AlphaPruneSettings:
             ("propagate", self.propagate, PROPAGATION),
             ("rows", self.rows, ROWS),
             ("format", self.format, FORMATS),
+            ("doc-sampling", self.doc_sampling, SAMPLINGS),
+            ("select", self.select, SELECTIONS),
         ]
         return [
             (f"`--{option} {value}` isn't a {option}", _near(value, known))

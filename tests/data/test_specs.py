@@ -55,9 +55,10 @@ def test_a_column_after_a_path_that_holds_separators(inside):
 
 
 @pytest.mark.parametrize("kind", ["zero-shot", "icl", "icl-4", "cot", "icl-cot"])
-def test_formats_other_than_raw_belong_to_calib_study(kind):
-    with pytest.raises(RequestError, match="calib-study"):
+def test_raw_text_has_no_format(kind):
+    with pytest.raises(RequestError, match=f"raw text, which has no format `{kind}`") as error:
         parse_spec(f"demo@{kind}")
+    assert "`prompt` template" in error.value.hint
 
 
 def test_an_unknown_format_lists_the_known_ones():
@@ -247,5 +248,5 @@ def test_a_directory_without_text(inside):
     assert "holds no text" in _fault("images").message
 
 
-def test_self_belongs_to_calib_study():
-    assert "calib-study" in _fault("self").message
+def test_self_needs_a_model():
+    assert "dense model" in _fault("self").message

@@ -10,7 +10,7 @@ Source: ATP, arXiv:2502.14770.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -119,7 +119,7 @@ def _losses(ground: Ground, slopes: Sequence[float]) -> dict[float, float]:
         for name, slope in names.items()
     }
     batches = _search_batches(ground)
-    tokens = {len(batches) + i: batch["input_ids"] for i, batch in enumerate(ground.held_out)}
+    tokens = {len(batches) + i: batch for i, batch in enumerate(ground.held_out)}
     found: dict[str, list[Tensor]] = {name: [] for name in names}
 
     def heard(stream: str, batch: int, output: object) -> None:
@@ -161,11 +161,14 @@ def _rows(batches: Sequence[dict[str, Tensor]]) -> int:
     return sum(len(batch["input_ids"]) for batch in batches)
 
 
-def _window_losses(output: Any, ids: Tensor) -> Tensor:
-    """Mean next-token loss of each window, float64 [B]."""
+def _window_losses(output: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    """Mean next-token loss of each window, padding not counted, float64 [B]."""
     losses = []
-    for logits, tokens in zip(output.logits, ids.to(output.logits.device)):
-        losses.append(torch.nn.functional.cross_entropy(logits[:-1].float(), tokens[1:]))
+    ids = batch["input_ids"].to(output.logits.device)
+    lengths = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).sum(1).tolist()
+    for logits, tokens, length in zip(output.logits, ids, lengths):
+        predicted, wanted = logits[: length - 1].float(), tokens[1:length]
+        losses.append(torch.nn.functional.cross_entropy(predicted, wanted))
     return torch.stack(losses).double().cpu()
 
 
