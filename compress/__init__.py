@@ -18,6 +18,7 @@ _LAZY = {
     "load": "compress.checkpoints.save",
     "save": "compress.checkpoints.save",
     "alpha_prune": "compress.sparsity.command",
+    "calib_study": "compress.study.command",
     "train_spam": "compress.training.command",
     "train_meap": "compress.training.command",
     "train_mixln": "compress.training.command",
@@ -38,6 +39,7 @@ _ROOMS = {
     "reports",
     "sparsity",
     "spectra",
+    "study",
     "training",
 }
 

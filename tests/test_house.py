@@ -14,6 +14,7 @@ ROOT = Path(compress.__file__).resolve().parent
 ORDER = [
     {"cli"},
     {"demonstration", "diagnosis", "exporting"},
+    {"study"},
     {"spectra", "sparsity"},
     {"training"},
     {"calibration"},

@@ -79,7 +79,7 @@ def compute_dtype(stored: torch.dtype, device: str | torch.device, size: int = 0
     """
     if torch.device(device).type != "cpu" or stored not in (torch.bfloat16, torch.float16):
         return stored
-    if _has_instructions(stored) or 2 * size > _free_memory() / 2:
+    if _has_instructions(stored) or 2 * size > free_memory() / 2:
         return stored
     return torch.float32
 
@@ -94,8 +94,10 @@ def _has_instructions(dtype: torch.dtype) -> bool:
 _NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
-def _free_memory() -> float:
+def free_memory(device: str | torch.device = "cpu") -> float:
     """Bytes that can be taken without swapping; without end where the system doesn't tell."""
+    if torch.device(device).type == "cuda":
+        return float(torch.cuda.mem_get_info(torch.device(device))[0])
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         return next(1024.0 * int(line.split()[1]) for line in lines if "MemAvailable" in line)

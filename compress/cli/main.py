@@ -64,6 +64,9 @@ COMMANDS: dict[str, Entry] = {
         "compress.cli.train_mixln",
         shared=True,
     ),
+    "calib-study": Entry(
+        "Measure", "which calibration data prunes best", "compress.cli.calib_study"
+    ),
     "inspect": Entry(
         "Measure",
         "spectra, anatomy and size of a checkpoint; changes nothing",

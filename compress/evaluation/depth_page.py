@@ -15,11 +15,11 @@ from compress.data.packing import calibration_batches
 from compress.data.specs import load_documents, parse_spec
 from compress.errors import RequestError
 from compress.evaluation.depth import Depth, check_files, measure_depth
-from compress.evaluation.heatmap import draw_heatmap, heatmap
 from compress.evaluation.measures import check_model
 from compress.progress import Progress, silent
 from compress.reports import formats as fmt
 from compress.reports.charts import bars, number
+from compress.reports.heatmap import draw_heatmap, heatmap
 from compress.reports.pictures import new_figure, save_figure
 
 SAMPLES = 16

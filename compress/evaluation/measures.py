@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,11 +84,11 @@ class Request:
     """What is to be measured, found and read beforehand; serves any number of models.
 
     Attributes:
-        texts: data spec -> its documents.
+        texts: data spec -> its documents, or their token ids (`perplexity.text_tokens`).
         tasks: opened tasks, or None.
     """
 
-    texts: dict[str, list[str]] = field(default_factory=dict)
+    texts: Mapping[str, list[str] | torch.Tensor] = field(default_factory=dict)
     tasks: TaskSet | None = None
 
 

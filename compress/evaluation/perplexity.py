@@ -75,7 +75,7 @@ def context_limit(model: Any) -> int | None:
 def perplexity(
     model: Any,
     tokenizer: Any,
-    documents: Sequence[str],
+    documents: Sequence[str] | torch.Tensor,
     *,
     seqlen: int | None = None,
     stride: int | None = None,
@@ -88,7 +88,7 @@ def perplexity(
     Args:
         model: a causal language model in evaluation mode.
         tokenizer: of the model.
-        documents: the text.
+        documents: the text, or what `text_tokens` made of it.
         seqlen: tokens in a window; default the smaller of 2048 and the model's limit.
         stride: None cuts non-overlapping windows; smaller than seqlen, windows overlap and each
             token from the second on is scored once, in the first window that reaches it, with at
@@ -170,12 +170,21 @@ def _checked_length(
     return seqlen
 
 
-def _tokenised(model: Any, tokenizer: Any, documents: Sequence[str]) -> torch.Tensor:
-    """Return the token ids of the joined text, int64 [N], N >= 2."""
+def text_tokens(tokenizer: Any, documents: Sequence[str]) -> torch.Tensor:
+    """Return the token ids of the joined documents, int64 [N], to be scored any number of times.
+
+    Raises:
+        RequestError: fewer than two tokens.
+    """
     ids = tokenizer("\n\n".join(documents), verbose=False)["input_ids"]
-    tokens = torch.tensor(ids, dtype=torch.int64)
-    if len(tokens) < 2:
-        raise RequestError(f"the evaluation text is too short: {len(tokens)} tokens, 2 needed")
+    if len(ids) < 2:
+        raise RequestError(f"the evaluation text is too short: {len(ids)} tokens, 2 needed")
+    return torch.tensor(ids, dtype=torch.int64)
+
+
+def _tokenised(model: Any, tokenizer: Any, documents: Sequence[str] | torch.Tensor) -> torch.Tensor:
+    """Return the token ids of a text, int64 [N], N >= 2, all of which the model knows."""
+    tokens = documents if isinstance(documents, torch.Tensor) else text_tokens(tokenizer, documents)
     size = model.get_input_embeddings().weight.shape[0]
     if int(tokens.max()) >= size:
         raise RequestError(

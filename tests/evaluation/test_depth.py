@@ -14,7 +14,7 @@ from compress.checkpoints.anatomy import read_anatomy
 from compress.errors import RequestError, RunError
 from compress.evaluation.depth import angular_distances, measure_depth
 from compress.evaluation.depth_page import inspect_depth
-from compress.evaluation.heatmap import heatmap
+from compress.reports.heatmap import heatmap
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "deepseek_v3", "gpt2", "gpt_neox", "qwen2_moe"]
 

@@ -1,0 +1,1 @@
+"""Grids over calibration data: which corpus prunes best, and whether the difference is noise."""
