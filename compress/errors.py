@@ -43,6 +43,22 @@ class RunError(CompressError):
     code = 3
 
 
+Fault = tuple[str, str]
+"""What is wrong with an option, and a hint; the hint is a sentence, or empty."""
+
+
+def refuse(faults: Iterable[Fault]) -> None:
+    """Raise all faults of a request as one error, so that a user mends them in one go.
+
+    Raises:
+        RequestError: there is a fault.
+    """
+    found = list(faults)
+    if found:
+        hints = dict.fromkeys(hint for _, hint in found if hint)  # two faults may have one remedy
+        raise RequestError("; ".join(fault for fault, _ in found), " ".join(hints) or None)
+
+
 def near_names(name: str, known: Iterable[str], listed: int = 12) -> str:
     """Return a hint for a misspelt name: the nearest known one, then the known ones.
 

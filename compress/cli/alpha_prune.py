@@ -116,6 +116,13 @@ SPREAD = opt.options(
         help="alpha, farms: spread of the shares: from 1-E to 1+E times S",
     ),
     option(
+        "--compare-allocations",
+        is_flag=True,
+        heading="How much from which layer",
+        help="prune by uniform, a straight line and atp too, in the same walk, and score all by "
+        "--ppl, --tasks",
+    ),
+    option(
         "--granularity",
         metavar="NAME",
         heading="How much from which layer",

@@ -12,6 +12,7 @@ from typing import Any
 
 from compress.errors import RequestError, near_names
 from compress.reports import formats as fmt
+from compress.reports.allocation import allocation_text
 from compress.reports.columns import Column, Verdict, columns, verdicts
 from compress.reports.receipt import SCHEMA, write_atomic
 from compress.reports.records import encode
@@ -51,7 +52,13 @@ class Report:
         only = self.runs[0]
         if len(self.runs) == 1 and only.receipt is not None:
             place = only.path if only.path.is_dir() else None
-            return receipt_table(only.receipt, place, width=width, terminal=terminal)
+            shown = [
+                receipt_table(only.receipt, place, width=width, terminal=terminal),
+                allocation_text(
+                    only.receipt.extra.get("allocation"), width=width, terminal=terminal
+                ),
+            ]
+            return "\n\n".join(part for part in shown if part)
         screen = fmt.screen_width() if width is None else width
         header, rows, align = self._cells()
         parts = [

@@ -46,6 +46,7 @@ class Run:
             "settings": self.settings or None,
             "before": self.before,
             "after": None if self.after == Measures() else self.after,
+            "allocation": self.receipt.extra.get("allocation") if self.receipt else None,
         }
         return encode(parts)
 

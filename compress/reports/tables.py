@@ -105,7 +105,7 @@ def _perplexity_rows(receipt: Receipt, before: Measures, after: Measures) -> lis
         note = "" if shown.stderr is None else f"(± {fmt.quality(shown.stderr)})"
         sure = compared.get(spec)
         if sure is not None and moved != "same":
-            note = _certainty(sure, lambda v: fmt.signed(v, 2)) or note
+            note = certainty(sure, lambda v: fmt.signed(v, 2)) or note
         rows.append(
             Row(
                 f"perplexity {short[spec]}",
@@ -129,7 +129,7 @@ def _task_rows(receipt: Receipt, before: Measures, after: Measures) -> list[Row]
         note = "" if shown.stderr is None else f"(± {shown.stderr:.3f})"
         sure = compared.get(task)
         if sure is not None and moved != "same":
-            note = _certainty(sure, lambda v: fmt.signed(v, 3)) or note
+            note = certainty(sure, lambda v: fmt.signed(v, 3)) or note
         rows.append(Row(f"{task}, acc", _acc(old), _acc(new), moved, note))
     return rows
 
@@ -144,7 +144,7 @@ def _moved(old: float | None, new: float | None, decimals: int = 3) -> str:
     return "same" if old == new else fmt.signed(new - old, decimals)
 
 
-def _certainty(sure: Difference, show: Callable[[float], str]) -> str:
+def certainty(sure: Difference, show: Callable[[float], str]) -> str:
     """How sure a difference is: its interval, or that it drowns in the noise."""
     within = sure.p is not None and sure.p >= ALPHA
     if sure.p is None and sure.ci95 is not None:

@@ -9,36 +9,31 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.checkpoints.census import census
-from compress.checkpoints.placement import resolve_dtype
 from compress.checkpoints.plan import Plan, read_plan
 from compress.checkpoints.save import load, save
-from compress.checkpoints.source import Source, open_source
+from compress.checkpoints.source import open_source
 from compress.checkpoints.workspace import Workspace, check_output
 from compress.errors import RequestError, near_names
-from compress.evaluation.asked import measure_asked, measured_once
-from compress.evaluation.measures import (
-    Measures,
-    compare,
-)
+from compress.evaluation.asked import measured_once
+from compress.evaluation.measures import Measures
 from compress.numerics.ranks import joined
 from compress.progress import Progress, silent
 from compress.reports.clock import Clock
 from compress.reports.headers import model_line, plan_line
-from compress.reports.receipt import Receipt, write_items
+from compress.reports.receipt import Receipt
 from compress.sparsity import planning
-from compress.sparsity.allocators.table import ALLOCATORS, OPTIONS
-from compress.sparsity.apply import Applied, prune
+from compress.sparsity.allocation_checks import ROW_METHODS
+from compress.sparsity.apply import prune
+from compress.sparsity.finishing import PLAN_FILE, allocation_told, complete, score
 from compress.sparsity.patterns import mixed_note
 from compress.sparsity.preparing import Job, Say, load_data, open_job
 from compress.sparsity.result import PruneResult
-from compress.sparsity.settings import ROW_METHODS, AlphaPruneSettings
+from compress.sparsity.rivals import rival_plans
+from compress.sparsity.settings import AlphaPruneSettings
 from compress.spectra.metrics import METRICS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-PLAN_FILE = "plan.json"
 
 
 def alpha_prune(
@@ -108,14 +103,14 @@ def alpha_prune(
         with clock("measure"):
             given = _given_plan(job, plan)
             load_data(job, batches, say)
-            found = given or _make_plan(job)
-            made = team.from_first(lambda: found)
+            found = (given, {}) if given else _make_plans(job)
+            made, rivals = team.from_first(lambda: found)
         say(_describe_plan(made, job.settings, given=plan is not None))
         if plan_out is not None and team.first:
             made.write(Path(plan_out))
         if wanted is None:
-            return PruneResult(made, beside=planning.beside(made, job.anatomy))
-        done = _run(job, made, wanted, resume, overwrite, before)
+            return PruneResult(made, beside=allocation_told(job, made, rivals))
+        done = _run(job, made, rivals, wanted, resume, overwrite, before)
         if output is None:
             pruned = load(wanted)
             team.wait()  # rank 0 is about to remove the place
@@ -164,6 +159,11 @@ def _given_plan(job: Job, plan: str | Path | Plan | None) -> Plan | None:
     """
     if plan is None:
         return None
+    if job.settings.compare_allocations:
+        raise RequestError(
+            "`--compare-allocations` can't act with `--plan`, whose shares have no rule",
+            "leave one of them out",
+        )
     if not isinstance(plan, Plan):
         digest = job.team.from_first(job.source.digest)
         names = [m.name for m in job.matrices]
@@ -180,7 +180,8 @@ def _given_plan(job: Job, plan: str | Path | Plan | None) -> Plan | None:
     return plan
 
 
-def _make_plan(job: Job) -> Plan:
+def _make_plans(job: Job) -> tuple[Plan, dict[str, Plan]]:
+    """The plan, and those of the allocations that it is compared with."""
     digest = job.team.from_first(job.source.digest)
     ground = planning.ground_of(
         job.source,
@@ -197,19 +198,30 @@ def _make_plan(job: Job) -> Plan:
     job.notes.extend(measured.warnings)
     made = planning.make_plan(ground, measured, digest)
     job.notes.extend(filter(None, [mixed_note(made)]))
-    return made
+    return made, rival_plans(ground, digest) if job.settings.compare_allocations else {}
 
 
 def _run(
-    job: Job, plan: Plan, output: Path, resume: bool, overwrite: bool, before: Measures | None
+    job: Job,
+    plan: Plan,
+    rivals: Mapping[str, Plan],
+    output: Path,
+    resume: bool,
+    overwrite: bool,
+    before: Measures | None,
 ) -> PruneResult:
     """Apply the plan in OUT.partial, score, and put the result in place."""
     targets = planning.targets(plan, job.anatomy)
+    if rivals and job.team.size > 1:
+        raise RequestError(
+            f"`--compare-allocations` prunes in one process, not in {job.team.size}",
+            "run without torchrun, or each allocation by itself",
+        )
     with Workspace.open(
         output,
         overwrite=overwrite,
         resume=resume,
-        fingerprint=_fingerprint(job, plan) if job.team.first else None,
+        fingerprint=_fingerprint(job, plan, rivals) if job.team.first else None,
         source=job.source.directory,
         team=job.team,
     ) as workspace:
@@ -217,7 +229,7 @@ def _run(
             return job.team.from_first(lambda: _committed(plan, output, workspace))
         if before is None and job.team.first:
             kept = workspace.path / "before.json"
-            before = measured_once(kept, lambda: _score(job, job.source))
+            before = measured_once(kept, lambda: score(job, job.source))
         with job.clock("apply"):
             walked = prune(
                 job.source,
@@ -228,9 +240,12 @@ def _run(
                 job.device,
                 job.progress,
                 job.team,
+                {name: planning.targets(other, job.anatomy) for name, other in rivals.items()},
             )
         scored = before or Measures()
-        return job.team.from_first(lambda: _complete(job, plan, walked, workspace, output, scored))
+        return job.team.from_first(
+            lambda: complete(job, plan, rivals, walked, workspace, output, scored)
+        )
 
 
 def _committed(plan: Plan, output: Path, workspace: Workspace) -> PruneResult:
@@ -246,106 +261,17 @@ def _committed(plan: Plan, output: Path, workspace: Workspace) -> PruneResult:
     return PruneResult(done, Receipt.read(output), output)
 
 
-def _complete(
-    job: Job,
-    plan: Plan,
-    walked: Applied,
-    workspace: Workspace,
-    output: Path,
-    before: Measures,
-) -> PruneResult:
-    """Score the result, write its receipt, and put it in place."""
-    plan = planning.with_rows(plan, walked.rows)
-    plan.write(workspace.result / PLAN_FILE)
-    pruned = open_source(workspace.result)
-    after = _score(job, pruned)
-    receipt = _receipt(job, plan, walked, pruned, before, after)
-    receipt.write(workspace.result)
-    if after.perplexity or after.tasks:
-        write_items(workspace.result, after.as_items())
-    with job.clock("save"):
-        workspace.commit()
-    return PruneResult(plan, receipt, output, None, before, after)
-
-
-def _fingerprint(job: Job, plan: Plan) -> dict[str, Any]:
+def _fingerprint(job: Job, plan: Plan, rivals: Mapping[str, Plan]) -> dict[str, Any]:
     """What a resumed run must share with the interrupted one."""
+    others = {"rivals": {name: other.digest() for name, other in rivals.items()}} if rivals else {}
     return {
+        **others,
         "command": planning.COMMAND,
         "model": job.source.digest(),
         "plan": plan.digest(),
         "data": job.data.digest if job.data else None,
         "options": job.settings.as_dict(),
     }
-
-
-def _score(job: Job, source: Source) -> Measures:
-    return measure_asked(
-        source,
-        job.request,
-        job.settings,
-        device=job.device,
-        dtype=resolve_dtype(job.settings.dtype),
-        token_limit=job.source.token_limit(),
-        clock=job.clock,
-        progress=job.progress,
-    )
-
-
-def _receipt(
-    job: Job, plan: Plan, walked: Applied, pruned: Source, before: Measures, after: Measures
-) -> Receipt:
-    with job.clock("save"):
-        counts = [census(source, job.progress)._asdict() for source in (job.source, pruned)]
-    return Receipt.build(
-        planning.COMMAND,
-        seed=job.settings.seed,
-        device=job.device,
-        settings=_effective(job, plan),
-        model={
-            "source": job.source.name,
-            "architecture": job.source.model_class().__name__,
-            "digest": job.source.digest(),
-        },
-        plan={"file": PLAN_FILE, "digest": plan.digest(), "rows": len(plan.rows)},
-        before={**counts[0], **before.as_receipt()},
-        after={**counts[1], **after.as_receipt()},
-        comparison=compare(before, after),
-        cost={
-            "seconds": job.clock.seconds,
-            "peak_bytes": walked.peak_bytes,
-            "passes": walked.passes,
-            **_exchanged(job, walked),
-        },
-        notes=[*walked.notes[:1], *job.notes, *walked.notes[1:]],
-        calibration=job.data.as_dict() if job.data else None,
-        allocation=_allocation(job, plan),
-    )
-
-
-def _exchanged(job: Job, walked: Applied) -> dict[str, int]:
-    """How many processes shared the work, and what a block's share of their exchange was."""
-    if job.team.size == 1:
-        return {}
-    blocks = len(job.anatomy.blocks)
-    return {"ranks": job.team.size, "sent_bytes_per_block": walked.sent_bytes // blocks}
-
-
-def _allocation(job: Job, plan: Plan) -> dict[str, Any]:
-    """The shares by block beside those of uniform and of a straight line; what was searched."""
-    found = planning.beside(plan, job.anatomy)
-    search = plan.options.get("search")
-    return {**found, "search": search} if search else found
-
-
-def _effective(job: Job, plan: Plan) -> dict[str, Any]:
-    """The settings, without those that did not act; of a given plan, those that made its shares."""
-    settings = job.settings.as_dict()
-    rule = str(plan.options.get("allocation") or job.settings.rule)
-    acting = ALLOCATORS[rule].options if rule in ALLOCATORS else ()
-    idle = dict.fromkeys(name for name in OPTIONS if name not in acting)
-    told = {name: plan.options.get(name, settings[name]) for name in acting}
-    return {**settings, **told, **idle, "allocation": rule}
 
 
 def _describe_model(job: Job) -> str:

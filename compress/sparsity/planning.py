@@ -73,6 +73,13 @@ def ground_of(
     return Ground(source, anatomy, matrices, settings, _bounds(settings), targets=pruned, **given)
 
 
+def with_settings(ground: Ground, settings: AlphaPruneSettings) -> Ground:
+    """The same ground for an allocation by other settings."""
+    kept = ("batches", "held_out", "device", "progress", "team")
+    given = {name: getattr(ground, name) for name in kept}
+    return ground_of(ground.source, ground.anatomy, ground.matrices, settings, **given)
+
+
 def measure(ground: Ground) -> Measured:
     """Measure what the allocation needs, and nothing where it needs nothing.
 
@@ -153,30 +160,38 @@ def _rows(
     return mixed_rows(rows, matrices, settings.mixed, settings.share, _bounds(settings))
 
 
-def beside(plan: Plan, anatomy: Anatomy) -> dict[str, Any]:
-    """What uniform shares and a straight line give each block, to stand beside a plan's own.
+def beside(
+    plan: Plan, anatomy: Anatomy, rivals: Mapping[str, Plan] | None = None
+) -> dict[str, Any]:
+    """Each block's share in a plan, and what other allocations give it.
 
-    The line is ATP's with half the steepest slope that the bounds allow, unless the plan is ATP's
-    own: it isn't searched, only a yardstick of how far from a plain line the plan is.
+    Those are uniform and a straight line over the blocks with half the steepest slope that the
+    bounds allow, which isn't searched and only a yardstick; or the rivals of the run.
 
     Returns:
-        "blocks", "shares" by allocation (the plan's own first), and the line's "beta"; nothing for
-        a plan whose shares are equal by themselves.
+        "blocks", "shares" by allocation (the plan's own first), and the "line"; nothing for a plan
+        of uniform shares without rivals.
     """
     rule = str(plan.options.get("allocation") or "plan")
     matrices = [anatomy.matrix(row["module"]) for row in plan.rows]
-    if rule == "uniform" or not matrices:
+    if (rule in ("uniform", "trim") and not rivals) or not matrices:
         return {}
-    blocks = list(dict.fromkeys(m.block for m in matrices))
-    groups, sizes = [m.block for m in matrices], [m.numel for m in matrices]
+    sizes = [m.numel for m in matrices]
+    made = {rule: [row["zeros"] / size for row, size in zip(plan.rows, sizes)]}
     total = sum(row["zeros"] for row in plan.rows) / sum(sizes)
-    bounds = (plan.options.get("min_sparsity", 0.0), plan.options.get("max_sparsity", 1.0))
-    own = [row["zeros"] / size for row, size in zip(plan.rows, sizes)]
-    made = {rule: own, "uniform": [total] * len(sizes)}
+    groups = [m.block for m in matrices]
+    blocks = list(dict.fromkeys(groups))
     found: dict[str, Any] = {"blocks": blocks}
-    if rule != "atp" and bounds[0] <= total <= bounds[1]:
+    bounds = (plan.options.get("min_sparsity", 0.0), plan.options.get("max_sparsity", 1.0))
+    if rivals:
+        for name, other in rivals.items():
+            made[name] = [row["zeros"] / size for row, size in zip(other.rows, sizes)]
+    else:
+        made["uniform"] = [total] * len(sizes)
+    if bounds[0] <= total <= bounds[1]:
         beta = steepest(total, len(blocks), bounds) / 2
-        made["atp"] = by_line(groups, sizes, total, beta, bounds=bounds).tolist()
+        if not rivals:
+            made["line"] = by_line(groups, sizes, total, beta, bounds=bounds).tolist()
         found["line"] = {"beta": beta, "searched": False}
     found["shares"] = {name: _by_block(shares, matrices, blocks) for name, shares in made.items()}
     return found

@@ -314,7 +314,8 @@ class Pruner:
                 trimmed |= {name: rows} if rows else {}
         for name in names:
             self._team.broadcast(weights.view(name, self.stream), owner[name])
-        told, found = {}, {}
+        told: dict[str, str] = {}
+        found: dict[str, dict[str, Any]] = {}
         for part, shares_of_rows in self._team.gather((notes, trimmed)):
             told |= part
             found |= shares_of_rows

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +23,7 @@ class PruneResult:
         receipt: what was measured; None after a dry run.
         output: the directory written; None after a dry run or when none was asked for.
         model: the pruned model in memory, where no output was asked for.
-        beside: of a dry run, each block's share beside that of uniform and of a straight line.
+        beside: of a dry run, each block's share beside those of other allocations.
         before, after: the scores with the outcome of every window and item, for comparisons.
     """
 
@@ -44,37 +43,12 @@ class PruneResult:
 
     def render(self) -> str:
         """The receipt, or the plan after a dry run, as a table for people."""
+        from compress.reports.allocation import allocation_text
         from compress.reports.tables import plan_table, receipt_table
 
         if self.receipt is None:
-            shown = [plan_table(self.plan.rows), beside_table(self.beside)]
+            shown = [plan_table(self.plan.rows), allocation_text(self.beside)]
         else:
             found = self.receipt.extra.get("allocation", {})
-            shown = [receipt_table(self.receipt, output=self.output), beside_table(found)]
+            shown = [receipt_table(self.receipt, output=self.output), allocation_text(found)]
         return "\n\n".join(part for part in shown if part)
-
-
-def beside_table(found: Mapping[str, Any]) -> str:
-    """The shares by block, with those of uniform and of a straight line; "" where there are none.
-
-    Args:
-        found: what `planning.beside` made.
-    """
-    from compress.reports import formats as fmt
-
-    if not found.get("shares"):
-        return ""
-    names = list(found["shares"])
-    lines = [
-        [block, *(f"{found['shares'][name][i]:.3f}" for name in names)]
-        for i, block in enumerate(found["blocks"])
-    ]
-    table = fmt.table(["sparsity by block", *names], lines, "l" + "r" * len(names))
-    line = found.get("line")
-    if line is None:
-        return table
-    words = (
-        f"atp beside it: a straight line of slope {line['beta']:.4f}, half the steepest that the "
-        "bounds allow; not searched (`--allocation atp` is)"
-    )
-    return table + "\n" + fmt.wrap(words, fmt.screen_width())

@@ -8,8 +8,9 @@ from typing import Any
 
 from compress.data.packing import SELECTIONS
 from compress.data.windows import SAMPLINGS
-from compress.errors import RequestError
-from compress.sparsity.allocators.table import ALLOCATORS, OPTIONS
+from compress.errors import Fault, RequestError, refuse
+from compress.sparsity.allocation_checks import allocation_faults
+from compress.sparsity.allocators.table import ALLOCATORS
 from compress.sparsity.patterns import parse_pattern
 from compress.sparsity.refit_block import BlockRefit
 
@@ -19,7 +20,6 @@ ALLOCATIONS = tuple(ALLOCATORS)
 FORMATS = ("dense", "bitmask")
 PROPAGATION = ("pruned", "dense", "true-sequential")
 ROWS = ("even", "trim")
-ROW_METHODS = ("magnitude", "wanda", "ria", "dsnot")  # take off a given number from each row
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ class AlphaPruneSettings:
             gives each matrix the N that its share is nearest to.
         channel_permutation: reorder the channels inside blocks so that the pattern keeps more.
         min_sparsity, max_sparsity: bounds of each matrix's share.
+        compare_allocations: prune by uniform shares, a straight line and atp as well, in the same
+            walk, and score them beside.
         rows: what the rows of a matrix lose: `even` leaves that to the method, `trim` chooses it by
             what each output keeps, beside any allocation. The allocation trim is uniform with it.
         skip: globs of module names that stay as they are.
@@ -85,6 +87,7 @@ class AlphaPruneSettings:
     min_sparsity: float = 0.0
     max_sparsity: float = 0.99
     rows: str = "even"
+    compare_allocations: bool = False
     skip: tuple[str, ...] = ()
     calib: str = "c4"
     registry: str | None = None
@@ -161,9 +164,14 @@ class AlphaPruneSettings:
         return "trim" in (self.rows, self.rule)
 
     @property
+    def searches(self) -> bool:
+        """Whether the slope of a line is searched on held-out windows."""
+        return self.atp_beta == "auto" if self.rule == "atp" else self.compare_allocations
+
+    @property
     def held_out(self) -> int:
         """Windows of calibration text that are held out for a search."""
-        if self.rule != "atp" or self.atp_beta != "auto":
+        if not self.searches:
             return 0
         return max(4, self.samples // 8) if self.atp_held_out is None else self.atp_held_out
 
@@ -183,8 +191,8 @@ class AlphaPruneSettings:
     @property
     def needs_data(self) -> bool:
         """Whether calibration text is read at all."""
-        measured = self.held_out > 0 if self.rule == "atp" else ALLOCATORS[self.rule].data
-        return self.needs_inputs or measured
+        measured = self.rule != "atp" and ALLOCATORS[self.rule].data
+        return self.needs_inputs or measured or self.searches
 
     def check(self, metrics: tuple[str, ...]) -> None:
         """Refuse what can't be meant, all faults in one error.
@@ -195,21 +203,17 @@ class AlphaPruneSettings:
         Raises:
             RequestError: one or more settings are wrong.
         """
-        faults = [
-            *self._name_faults(metrics),
-            *self._number_faults(),
-            *self._allocation_faults(),
-            *self._pattern_faults(),
-            *self._replay_faults(),
-            *self._row_faults(),
-        ]
-        if faults:
-            raise RequestError(
-                "; ".join(fault for fault, _ in faults),
-                " ".join(hint for _, hint in faults if hint) or None,
-            )
+        refuse(
+            [
+                *self._name_faults(metrics),
+                *self._number_faults(),
+                *allocation_faults(self),
+                *self._pattern_faults(),
+                *self._replay_faults(),
+            ]
+        )
 
-    def _name_faults(self, metrics: tuple[str, ...]) -> list[tuple[str, str]]:
+    def _name_faults(self, metrics: tuple[str, ...]) -> list[Fault]:
         choices = [
             ("method", self.method, METHODS),
             ("refit", self.refit, REFITS),
@@ -229,7 +233,7 @@ class AlphaPruneSettings:
             if value not in known
         ]
 
-    def _number_faults(self) -> list[tuple[str, str]]:
+    def _number_faults(self) -> list[Fault]:
         faults = []
         if self.sparsity is not None and not 0 <= self.sparsity < 1:
             faults.append(
@@ -254,67 +258,7 @@ class AlphaPruneSettings:
             faults.append((f"`--damp {self.damp:g}` isn't positive", "the default is 0.01."))
         return faults
 
-    def _allocation_faults(self) -> list[tuple[str, str]]:
-        """What can't be meant of the options of single allocators."""
-        if self.rule not in ALLOCATORS:
-            return []
-        mine = ALLOCATORS[self.rule]
-        faults = [
-            (
-                f"`--{name.replace('_', '-')} {getattr(self, name)}` can't act with "
-                f"`--allocation {self.rule}`",
-                f"it acts with {', '.join(k for k, a in ALLOCATORS.items() if name in a.options)}.",
-            )
-            for name in OPTIONS
-            if name not in mine.options and getattr(self, name) != getattr(type(self), name)
-        ]
-        if self.granularity is not None and self.granularity not in mine.grains:
-            faults.append(
-                (
-                    f"`--granularity {self.granularity}` can't act with `--allocation {self.rule}`",
-                    f"it takes {', '.join(mine.grains)}.",
-                )
-            )
-        if self.dlp_spread is not None and not 0 <= self.dlp_spread < 1:
-            faults.append((f"`--dlp-spread {self.dlp_spread:g}` is outside [0, 1)", ""))
-        if not 0 <= self.owl_spread < 1:
-            faults.append((f"`--owl-spread {self.owl_spread:g}` is outside [0, 1)", ""))
-        if not self.owl_multiple > 0:
-            faults.append((f"`--owl-multiple {self.owl_multiple:g}` isn't positive", ""))
-        if self.farms_window < 2 or self.farms_grid < 1 or not 0 < self.farms_aspect < float("inf"):
-            faults.append(
-                (
-                    f"FARMS windows of {self.farms_window} rows, {self.farms_aspect:g} columns a "
-                    f"row, {self.farms_grid} places a side can't be",
-                    "2, a positive number and 1 are the least.",
-                )
-            )
-        return faults + self._atp_faults()
-
-    def _atp_faults(self) -> list[tuple[str, str]]:
-        faults = []
-        for option, value in (
-            ("atp-candidates", self.atp_candidates),
-            ("atp-held-out", self.atp_held_out),
-        ):
-            if value is not None and value < 1:
-                faults.append((f"`--{option} {value}` is less than 1", ""))
-        try:
-            slope = 0.0 if self.atp_beta == "auto" else float(self.atp_beta)
-        except ValueError:
-            slope = float("nan")
-        if not 0 <= slope < float("inf"):
-            faults.append(
-                (
-                    f"`--atp-beta {self.atp_beta}` is neither auto nor a number >= 0",
-                    "0.01 lets each block lose 1 % more than the one before.",
-                )
-            )
-        elif self.atp_beta != "auto" and self.atp_held_out is not None:
-            faults.append(("`--atp-held-out` can't act with a given `--atp-beta`", ""))
-        return faults
-
-    def _replay_faults(self) -> list[tuple[str, str]]:
+    def _replay_faults(self) -> list[Fault]:
         """What can't be meant of the options that run blocks again."""
         faults = []
         if self.channel_permutation and self.pattern is None:
@@ -342,31 +286,7 @@ class AlphaPruneSettings:
             faults.append((f"`--refit-lr {self.refit_lr:g}` isn't positive", ""))
         return faults
 
-    def _row_faults(self) -> list[tuple[str, str]]:
-        """What can't be meant of shares of rows."""
-        asked = "--allocation trim" if self.rule == "trim" else "--rows trim"
-        faults = []
-        if self.trims and self.method in METHODS and self.method not in ROW_METHODS:
-            faults.append(
-                (
-                    f"`{asked}` can't act with `--method {self.method}`, which chooses while it "
-                    "solves, not by rows",
-                    f"it acts with {', '.join(ROW_METHODS)}.",
-                )
-            )
-        pattern = (self.pattern or "").lower()
-        # With one N:M no allocation can act, and that is said of every allocation.
-        if self.trims and pattern and (self.rows == "trim" or pattern.startswith("mixed")):
-            faults.append(
-                (
-                    f"`{asked}` can't act with `--pattern {self.pattern}`, which fixes what every "
-                    "row loses",
-                    "leave one of them out.",
-                )
-            )
-        return faults
-
-    def _pattern_faults(self) -> list[tuple[str, str]]:
+    def _pattern_faults(self) -> list[Fault]:
         if self.pattern is None:
             return []
         try:

@@ -6,10 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from compress.errors import RequestError, near_names
+from compress.errors import Fault, near_names, refuse
 from compress.training.sizes import PRESETS
-
-Fault = tuple[str, str]
 
 DOORS: dict[str, dict[str, Any]] = {
     "train-spam": {
@@ -238,17 +236,14 @@ class TrainSettings:
         Raises:
             RequestError: one or more settings are wrong.
         """
-        faults = [
-            *self._name_faults(norms),
-            *self._number_faults(),
-            *self._mask_faults(),
-            *self._company_faults(),
-        ]
-        if faults:
-            raise RequestError(
-                "; ".join(fault for fault, _ in faults),
-                " ".join(dict.fromkeys(hint for _, hint in faults if hint)) or None,
-            )
+        refuse(
+            [
+                *self._name_faults(norms),
+                *self._number_faults(),
+                *self._mask_faults(),
+                *self._company_faults(),
+            ]
+        )
 
     def _name_faults(self, norms: tuple[str, ...]) -> Iterator[Fault]:
         choices = [

@@ -101,7 +101,7 @@ def test_the_search_never_sees_the_evaluation_and_keeps_the_statistics_text(
 def test_alpha_has_uniform_and_a_line_beside_it(checkpoint, prune, tmp_path):
     result = prune(checkpoint(), tmp_path / "out")
     found = result.receipt.as_dict()["allocation"]
-    assert list(found["shares"]) == ["alpha", "uniform", "atp"]
+    assert list(found["shares"]) == ["alpha", "uniform", "line"]
     assert not found["line"]["searched"]
     assert all(len(s) == len(found["blocks"]) for s in found["shares"].values())
     assert "not searched" in result.render()

@@ -8,12 +8,12 @@ import torch
 from compress.checkpoints.source import open_source
 from compress.checkpoints.walk import open_writer, walk
 from compress.errors import RequestError
+from compress.sparsity.allocation_checks import ROW_METHODS
 from compress.sparsity.allocators.table import ALLOCATORS
 from compress.sparsity.branches import Branch, Branches
 from compress.sparsity.masks import wanda_score
 from compress.sparsity.methods import METHODS
 from compress.sparsity.pruner import STREAM, TRIM, Pruner, Target
-from compress.sparsity.settings import ROW_METHODS
 from compress.sparsity.trim import MOST, trim_rows
 from tests.sparsity.test_resume import files
 
