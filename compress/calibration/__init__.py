@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+from compress.calibration.predict import Prediction, Profile, predict, profile
 from compress.calibration.sets import calibration_set
 from compress.calibration.statistics import ColumnMoments, ColumnNorms, Gram, Moments, real_rows
 
-__all__ = ["ColumnMoments", "ColumnNorms", "Gram", "Moments", "calibration_set", "real_rows"]
+__all__ = [
+    "ColumnMoments",
+    "ColumnNorms",
+    "Gram",
+    "Moments",
+    "Prediction",
+    "Profile",
+    "calibration_set",
+    "predict",
+    "profile",
+    "real_rows",
+]

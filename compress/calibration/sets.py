@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from compress.calibration.cola import cola
+from compress.calibration.sampling import Sampler
 from compress.checkpoints.source import Source
 from compress.data.batching import CalibrationReport
-from compress.data.packing import prepare_calibration
-from compress.data.specs import Mix
+from compress.data.packing import Select, prepare_calibration
+from compress.data.registry import Sampling
+from compress.data.specs import DataSpec, Mix, parse_mix
 from compress.errors import RequestError
 from compress.progress import Progress, silent
 
@@ -62,8 +65,34 @@ def calibration_set(
         )
     if doc_sampling == "isolated":
         _check_positions(source)
+    mix = calib if isinstance(calib, Mix) else parse_mix(calib, registry)
+
+    def sampled(spec: DataSpec) -> Iterator[list[int]]:
+        options = spec.entry.sampled if spec.entry is not None else None
+        return Sampler(
+            source,
+            options or Sampling(),
+            length=seqlen,
+            seed=seed,
+            device=device,
+            dtype=dtype,
+            registry=registry,
+            progress=progress,
+        ).texts()
+
+    chosen: str | Select = select
+    if select == "cola":
+        chosen = cola(
+            source,
+            seed=seed,
+            batch_size=batch_size,
+            isolated=doc_sampling == "isolated",
+            device=device,
+            dtype=dtype,
+            progress=progress,
+        )
     return prepare_calibration(
-        calib,
+        mix,
         tokenizer,
         samples=samples,
         seqlen=seqlen,
@@ -76,9 +105,10 @@ def calibration_set(
         allow_leakage=allow_leakage,
         doc_sampling=doc_sampling,
         chat_template=chat_template,
-        select=select,
+        select=chosen,
         pool=pool,
         disjoint=disjoint,
+        sampled=sampled,
     )
 
 

@@ -56,6 +56,8 @@ class Wanted:
             raise RequestError(
                 f"`--select {self.select}` isn't a selection", near_names(self.select, SELECTIONS)
             )
+        if self.select == "cola":
+            raise RequestError("selection by cola needs a model", "use `calibration_set`")
 
     @property
     def budget(self) -> int:
@@ -119,7 +121,7 @@ def windows_of(stream: Stream, leaks: Leaks, wanted: Wanted, spec: DataSpec) -> 
         windows = itertools.islice(windows, first, None, step)
     if wanted.select == "random":
         return windows
-    select = diverse(wanted.tokenizer) if isinstance(wanted.select, str) else wanted.select
+    select = wanted.select if callable(wanted.select) else diverse(wanted.tokenizer)
     share = 1.0 if spec.share is None else spec.share
     return _selected(windows, select, int(np.ceil(share * wanted.budget / wanted.seqlen)), wanted)
 

@@ -40,6 +40,7 @@ from compress.errors import RequestError
 __all__ = [
     "SELECTIONS",
     "CalibrationReport",
+    "Select",
     "begin_token",
     "calibration_batches",
     "prepare_calibration",

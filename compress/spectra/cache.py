@@ -11,26 +11,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from compress.checkpoints.caches import cache_directory, put_whole
+
 # Raised with every change of a number that is cached: eigenvalues, farms, rand_distance.
 MEASURES = 1
-VARIABLE = "COMPRESS_CACHE"
-
-
-def cache_directory() -> Path:
-    """$COMPRESS_CACHE, else $XDG_CACHE_HOME/compress, else ~/.cache/compress; may not exist."""
-    named = os.environ.get(VARIABLE)
-    if named:
-        return Path(named).expanduser()
-    shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared).expanduser() if shared else Path.home() / ".cache") / "compress"
 
 
 class SpectraCache:
@@ -75,17 +65,10 @@ class SpectraCache:
     def write(self, content: str, what: str, values: np.ndarray) -> None:
         """Keep float64 values; a directory that can't be written is remembered as `problem`."""
         path, body = self._path(content, what), values.astype("<f8").tobytes()
-        partial = None
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, partial = tempfile.mkstemp(dir=path.parent, prefix=".partial-")
-            with os.fdopen(handle, "wb") as file:
-                file.write(self._head(content, what, body) + b"\n" + body)
-            os.replace(partial, path)
+            put_whole(path, self._head(content, what, body) + b"\n" + body)
         except OSError as error:
             self.problem = f"{self.directory}: {error.strerror or error}"
-            if partial is not None:
-                Path(partial).unlink(missing_ok=True)
 
     def _path(self, content: str, what: str) -> Path:
         key = hashlib.sha256(f"{content} {what}".encode()).hexdigest()
