@@ -15,7 +15,7 @@ ORDER = [
     {"cli"},
     {"demonstration", "diagnosis", "exporting"},
     {"study"},
-    {"spectra", "sparsity"},
+    {"spectra", "sparsity", "experts"},
     {"training"},
     {"calibration"},
     {"evaluation"},

@@ -37,6 +37,8 @@ class BlockWeights:
         self._base = {name: holder[leaf].detach() for name, (holder, leaf) in self._places.items()}
         self._versions = {name: value._version for name, value in self._base.items()}
         self._own: dict[str, dict[str, Tensor]] = {stream: {} for stream in streams}
+        self._modules: dict[str, dict[str, nn.Module]] = {stream: {} for stream in streams}
+        self._model = model
         self._alone = len(streams) == 1
         self._asked: set[str] = set()
 
@@ -76,10 +78,21 @@ class BlockWeights:
             own[name] = self._base[name].clone()
         return own[name]
 
+    def replace(self, name: str, module: nn.Module, stream: str | None = None) -> None:
+        """Let a stream run another module in a module's place; it can't be written by the walk.
+
+        Args:
+            name: the module's full name, inside the block.
+            module: what runs instead, called as the old one is. Streams that are given the same
+                object are alike.
+            stream: which version; None is the first stream's.
+        """
+        self._modules[self._known(stream)][name] = module
+
     def drop(self, stream: str) -> None:
         """End a stream: it goes no further than this block and nothing more is written for it."""
         self.dropped.add(self._known(stream))
-        self._own[stream] = {}
+        self._own[stream], self._modules[stream] = {}, {}
 
     # What follows is the walk's.
 
@@ -100,13 +113,16 @@ class BlockWeights:
 
     def differs(self, stream: str) -> bool:
         """Return whether the stream's block is not the one that was loaded."""
-        return bool(self._own[stream]) or (
+        return bool(self._own[stream] or self._modules[stream]) or (
             self._alone and any(self._was_written(name) for name in self._base)
         )
 
     def same(self, first: str, second: str) -> bool:
         """Return whether two streams have the same version of the block."""
         one, other = self._own[first], self._own[second]
+        mine, theirs = self._modules[first], self._modules[second]
+        if mine.keys() != theirs.keys() or any(mine[n] is not theirs[n] for n in mine):
+            return False
         return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
 
     def untouched(self, staged: set[str]) -> list[tuple[str, str]]:
@@ -142,9 +158,14 @@ class BlockWeights:
             # As in a model just loaded: even without gradients torch's matmul asks who wants them.
             wanted = not leaves and value.is_floating_point()
             holder[leaf] = nn.Parameter(value, requires_grad=wanted) if bare else value
+        replaced = {name: self._model.get_submodule(name) for name in self._modules[stream]}
+        for name, module in self._modules[stream].items():
+            self._model.set_submodule(name, module)
         try:
             yield
         finally:
+            for name, module in replaced.items():
+                self._model.set_submodule(name, module)
             for name, value in before.items():
                 holder, leaf = self._places[name]
                 holder[leaf] = value

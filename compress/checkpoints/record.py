@@ -36,7 +36,7 @@ def record(model: PreTrainedModel, made: Mapping[str, edits.Fields]) -> None:
     config.modules.update({name: dict(fields) for name, fields in made.items()})
     config.guard = config.guard or guard.guarded(model)
     model.config.quantization_config = config
-    if any(fields["kind"] == "dense_mlp" for fields in made.values()):
+    if any(fields["kind"] in ("dense_mlp", "gated_dense_mlp") for fields in made.values()):
         _end_router_loss(model)
     conversions = getattr(model, "_weight_conversions", None)
     if conversions is None:  # not loaded from disk: what its family would reverse at save

@@ -46,6 +46,11 @@ COMMANDS: dict[str, Entry] = {
         "compress.cli.alpha_prune",
         shared=True,
     ),
+    "cd-moe-condense": Entry(
+        "Make smaller",
+        "mixture-of-experts layers become small dense ones",
+        "compress.cli.cd_moe_condense",
+    ),
     "train-spam": Entry(
         "Train",
         "SPAM, Stable-SPAM and baselines: an Adam that survives spikes",

@@ -210,3 +210,43 @@ EVALUATION = options(
         help="window of the perplexity  [default: 2048 or the model's limit]",
     ),
 )
+CALIBRATION = options(
+    option(
+        "--calib",
+        default="c4",
+        show_default=True,
+        metavar="DATA",
+        heading="Calibration",
+        help="corpus name or file; `demo` is the shipped one",
+    ),
+    option(
+        "--samples",
+        type=int,
+        default=128,
+        show_default=True,
+        metavar="N",
+        heading="Calibration",
+        help="sequences",
+    ),
+    option(
+        "--seqlen",
+        type=int,
+        metavar="L",
+        heading="Calibration",
+        help="tokens a sequence  [default: 2048 or the model's limit]",
+    ),
+    option(
+        "--batch-size",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        metavar="N",
+        heading="Calibration",
+        help="sequences run at once",
+    ),
+)
+PLAN = options(
+    option("--plan", type=click.Path(), metavar="FILE", help="use this plan instead of making one"),
+    option("--plan-out", type=click.Path(), metavar="FILE", help="also save the plan here"),
+    option("--dry-run", is_flag=True, help="stop after the plan and print it"),
+)

@@ -21,6 +21,7 @@ from compress.checkpoints.edits import (
     conv,
     deep_norm,
     dense_mlp,
+    gated_dense_mlp,
     layer_scale,
     linear,
     lowrank,
@@ -38,8 +39,8 @@ __all__ = ["KINDS", "Fields", "Kind", "apply", "check", "resolve", "spellings", 
 KINDS: dict[str, Kind] = {
     module.KIND.name: module.KIND
     for module in (
-        *(bitmask, branch_norm, conv, deep_norm, dense_mlp, layer_scale, linear, lowrank, norm),
-        *(normed_input, post_norm, sandwich_norm, scaled_norm),
+        *(bitmask, branch_norm, conv, deep_norm, dense_mlp, gated_dense_mlp, layer_scale),
+        *(linear, lowrank, norm, normed_input, post_norm, sandwich_norm, scaled_norm),
     )
 }
 

@@ -94,6 +94,9 @@ def make(old: nn.Module, fields: Fields, where: str) -> DenseMLP:
             limit=experts.limit,
             place=place,
         )
+    if tuple(experts.down_proj.shape[1:]) == (second // 2, first) and hasattr(experts, "act_fn"):
+        # llama4: [experts, hidden, 2 * width]; its decoder layer expects scores beside the output
+        return DenseMLP(first, width, experts.act_fn, pair=True, place=place)
     if tuple(experts.down_proj.shape[1:]) != (second, first // 2) or not hasattr(experts, "act_fn"):
         refuse("dense_mlp", old, where, "experts stored as [experts, 2 * width, hidden]")
     returned = str(inspect.signature(type(old).forward).return_annotation)

@@ -1,0 +1,332 @@
+"""`cd-moe-condense` from a model to a receipt: measure, choose, condense, save, score."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from compress.checkpoints.census import Census, census
+from compress.checkpoints.placement import resolve_dtype
+from compress.checkpoints.plan import Plan, read_plan
+from compress.checkpoints.save import load, save
+from compress.checkpoints.source import Source, open_source
+from compress.checkpoints.workspace import Workspace, check_output
+from compress.errors import RequestError, RunError, near_names
+from compress.evaluation.asked import measure_asked, measured_once
+from compress.evaluation.measures import Measures, compare
+from compress.experts.checking import check_written
+from compress.experts.choosing import choose_layers, condense_in_sequence
+from compress.experts.journal import LayerJournal
+from compress.experts.layers import ExpertLayer
+from compress.experts.preparing import Job, Say, load_data, open_job
+from compress.experts.result import CondenseResult, describe_model, describe_plan
+from compress.experts.settings import CondenseSettings
+from compress.experts.writing import Layout, plan_layout, write_checkpoint
+from compress.progress import Progress, silent
+from compress.reports.clock import Clock
+from compress.reports.receipt import Receipt, write_items
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+COMMAND = "cd-moe-condense"
+PLAN_FILE = "plan.json"
+
+
+def cd_moe_condense(
+    model: str | Path | PreTrainedModel,
+    output: str | Path | None = None,
+    *,
+    plan: str | Path | Plan | None = None,
+    plan_out: str | Path | None = None,
+    dry_run: bool = False,
+    resume: bool = False,
+    overwrite: bool = False,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    trust_remote_code: bool = False,
+    batches: Sequence[Mapping[str, Any]] | None = None,
+    progress: Progress = silent,
+    say: Say = lambda text: None,
+    **options: Any,
+) -> CondenseResult:
+    """Turn mixture-of-experts layers of a model into small dense ones.
+
+    Args:
+        model: a local directory, a Hub id, or a model in memory (which stays as it is).
+        output: the directory to make; None gives the condensed model in `result.model`.
+        plan: a plan or plan file whose layers, experts and constants are used.
+        plan_out: where to save the plan as well.
+        dry_run: stop after the plan; nothing else is written.
+        resume: go on from an interrupted run's journal in `OUT.partial`.
+        overwrite: replace a non-empty output, at the end.
+        tokenizer: of a model in memory, where text is read.
+        revision, token, trust_remote_code: of a Hub model.
+        batches: calibration batches to use instead of the text of `calib`.
+        progress, say: told where the job stands; say gets lines for the reader.
+        options: fields of CondenseSettings, such as layers, experts, calib, ppl.
+
+    Returns:
+        The plan, the receipt and where the model lies.
+
+    Raises:
+        RequestError: something about the request is wrong; nothing was written.
+        RunError: the run failed part-way; what was finished is kept for `resume`.
+
+    Source: Condense, Don't Just Prune, arXiv:2412.00069; the refit and the single pass are ours.
+    """
+    settings = _settings(options)
+    clock = Clock()
+    with contextlib.ExitStack() as stack:
+        path = model if isinstance(model, str | Path) else _on_disk(model, tokenizer, stack)
+        source = open_source(
+            path, revision=revision, token=token, trust_remote_code=trust_remote_code
+        )
+        if plan_out is not None and not Path(plan_out).absolute().parent.is_dir():
+            raise RequestError(f"`--plan-out {plan_out}`: its directory doesn't exist")
+        place = Path(output) if output is not None and not dry_run else _scratch(stack)
+        check_output(place, overwrite=overwrite or resume, source=source.directory)
+        with clock("load"):
+            job = open_job(source, settings, progress, clock)
+        say(describe_model(source, job.layers))
+        with clock("measure"):
+            load_data(job, batches, say)
+        given = _given(job, plan)
+        workspace = stack.enter_context(
+            Workspace.open(
+                place,
+                overwrite=overwrite,
+                resume=resume,
+                fingerprint=_fingerprint(job, given),
+                source=source.directory,
+            )
+        )
+        if workspace.committed:
+            workspace.discard()
+            return CondenseResult(_read_back(place, source), Receipt.read(place), Path(place))
+        result = _run(job, given, workspace, Path(place), plan_out, dry_run, say)
+        if dry_run or output is not None:
+            return result
+        return result.in_memory(load(place))
+
+
+def _run(
+    job: Job,
+    given: Plan | None,
+    workspace: Workspace,
+    output: Path,
+    plan_out: str | Path | None,
+    dry_run: bool,
+    say: Say,
+) -> CondenseResult:
+    """Condense into the workspace, score, and put the result in place."""
+    settings, source = job.settings, job.source
+    journal = LayerJournal(workspace.path / "layers")
+    with job.clock("measure"):
+        chosen = choose_layers(job, given, journal, workspace)
+    if settings.refit == "sequential" and not dry_run:
+        with job.clock("apply"):
+            journal = condense_in_sequence(job, chosen, journal, workspace)
+    rows = {layer.name: journal.row(layer) for layer in chosen}
+    dtype = resolve_dtype(settings.dtype)
+    layout = plan_layout(source, job.layers, rows, stock_only=settings.stock_only, dtype=dtype)
+    made = Plan(COMMAND, source.digest(), list(rows.values()), _plan_options(job, layout))
+    say(describe_plan(made, settings, job.layers))
+    if plan_out is not None:
+        made.write(Path(plan_out))
+    if dry_run:
+        workspace.discard()
+        return CondenseResult(made)
+    before = measured_once(workspace.path / "before.json", lambda: _score(job, source))
+    with job.clock("apply"):
+        layout = _write(job, chosen, journal, layout, workspace, dtype)
+    made = Plan(COMMAND, source.digest(), list(rows.values()), _plan_options(job, layout))
+    made.write(workspace.result / PLAN_FILE)
+    result = open_source(workspace.result)
+    after = _score(job, result)
+    receipt = _receipt(job, made, layout, result, before, after)
+    receipt.write(workspace.result)
+    if after.perplexity or after.tasks:
+        write_items(workspace.result, after.as_items())
+    with job.clock("save"):
+        workspace.commit()
+    return CondenseResult(made, receipt, output, None, before, after)
+
+
+def _write(
+    job: Job,
+    chosen: Sequence[ExpertLayer],
+    journal: LayerJournal,
+    layout: Layout,
+    workspace: Workspace,
+    dtype: torch.dtype | None,
+) -> Layout:
+    """Write the checkpoint and compare it with the model in memory; return how it is stored."""
+    for attempt in (layout, Layout("edits", {}, why="the stock form computes something else")):
+        write_checkpoint(
+            job.source, job.layers, chosen, journal, attempt, workspace,
+            dtype=dtype, progress=job.progress,
+        )  # fmt: skip
+        worst = check_written(
+            job.source, open_source(workspace.result), chosen, journal, job.batches[0], job.options
+        )
+        if worst is None:
+            return attempt
+        if attempt.kind == "edits" or job.settings.stock_only:
+            raise RunError(
+                f"the checkpoint written differs from the model in memory by {worst:.3g} in its "
+                "logits",
+                "this is a bug worth reporting; nothing was put in place",
+            )
+        for file in workspace.result.iterdir():
+            file.unlink()
+    raise AssertionError("unreachable")
+
+
+def _given(job: Job, plan: str | Path | Plan | None) -> Plan | None:
+    if plan is None or isinstance(plan, Plan):
+        return plan
+    names = [layer.name for layer in job.layers]
+    return read_plan(Path(plan), command=COMMAND, model_digest=job.source.digest(), modules=names)
+
+
+def _fingerprint(job: Job, plan: Plan | None) -> dict[str, Any]:
+    """What a resumed run must share with the interrupted one."""
+    return {
+        "command": COMMAND,
+        "model": job.source.digest(),
+        "plan": plan.digest() if plan else None,
+        "data": job.data.digest if job.data else None,
+        "options": job.settings.as_dict(),
+    }
+
+
+def _plan_options(job: Job, layout: Layout) -> dict[str, Any]:
+    return {
+        **{k: getattr(job.settings, k) for k in ("score", "weights", "refit", "metric")},
+        "shared_gate": job.settings.gate,
+        "experts": job.experts,
+        "form": layout.kind,
+        **({"why": layout.why} if layout.why else {}),
+        **({"padding_bytes": layout.padding} if layout.padding else {}),
+        "search": [asdict(step) for step in job.steps],
+    }
+
+
+def _score(job: Job, source: Source) -> Measures:
+    return measure_asked(
+        source,
+        job.request,
+        job.settings,
+        device=job.device,
+        dtype=resolve_dtype(job.settings.dtype),
+        token_limit=job.source.token_limit(),
+        clock=job.clock,
+        progress=job.progress,
+    )
+
+
+def _receipt(
+    job: Job, plan: Plan, layout: Layout, result: Source, before: Measures, after: Measures
+) -> Receipt:
+    with job.clock("save"):
+        counts = [census(source, job.progress) for source in (job.source, result)]
+    return Receipt.build(
+        COMMAND,
+        seed=job.settings.seed,
+        device=job.device,
+        settings={**job.settings.as_dict(), "experts": job.experts},
+        model={
+            "source": job.source.name,
+            "architecture": job.source.model_class().__name__,
+            "digest": job.source.digest(),
+        },
+        plan={"file": PLAN_FILE, "digest": plan.digest(), "rows": len(plan.rows)},
+        before={**counts[0]._asdict(), **before.as_receipt()},
+        after={**counts[1]._asdict(), **after.as_receipt()},
+        comparison=compare(before, after),
+        cost={
+            "seconds": job.clock.seconds,
+            "peak_bytes": job.walked.peak_bytes,
+            "passes": job.walked.passes,
+        },
+        notes=[*job.notes, *_notes(job, plan, layout)],
+        calibration=job.data.as_dict() if job.data else None,
+        experts={
+            "layers": len(job.layers),
+            "condensed": [row["layer"] for row in plan.rows],
+            "form": layout.kind,
+            "active_parameters": _active(job, plan, counts),
+        },
+    )
+
+
+def _active(job: Job, plan: Plan, counts: Sequence[Census]) -> dict[str, int]:
+    """Parameters that one token runs through, before and after."""
+    config = job.source.config.get_text_config()
+    routed = int(getattr(config, "num_experts_per_tok", 0) or 1)
+    condensed = {row["module"] for row in plan.rows}
+
+    def idle(layers: Sequence[ExpertLayer]) -> int:
+        return sum(3 * (each.count - routed) * each.width * each.hidden for each in layers)
+
+    left = [layer for layer in job.layers if layer.name not in condensed]
+    return {
+        "before": counts[0].parameters - idle(job.layers),
+        "after": counts[1].parameters - idle(left),
+    }
+
+
+def _notes(job: Job, plan: Plan, layout: Layout) -> list[str]:
+    notes = []
+    if layout.kind == "stock":
+        notes.append("stored in the family's own form: anybody's transformers loads it")
+        if layout.padding:
+            notes.append(
+                f"dense layers share one width of {layout.width}: {layout.padding:,} bytes of zeros"
+            )
+    else:
+        notes.append(f"loading needs `import compress`: {layout.why}")
+    dead = sum(len(row["dead"]) for row in plan.rows)
+    if dead:
+        notes.append(f"{dead} experts of the condensed layers got no calibration token")
+    few = [row for row in plan.rows if row.get("note")]
+    if few:
+        notes.append(f"{few[0]['note']} ({len(few)} layers): more --samples would fit better")
+    return notes
+
+
+def _read_back(place: Path, source: Source) -> Plan:
+    stored = json.loads((Path(place) / PLAN_FILE).read_text(encoding="utf-8"))
+    return Plan(COMMAND, source.digest(), stored["rows"], stored.get("options") or {})
+
+
+def _on_disk(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, stack: contextlib.ExitStack
+) -> Path:
+    """Save a model in memory where the walk can read it."""
+    place = _scratch(stack)
+    save(model, place)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(place)
+    return place
+
+
+def _scratch(stack: contextlib.ExitStack) -> Path:
+    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compress-"))) / "out"
+
+
+def _settings(options: Mapping[str, Any]) -> CondenseSettings:
+    known = {f.name for f in fields(CondenseSettings)}
+    for name in options:
+        if name not in known:
+            raise TypeError(f"cd_moe_condense has no option `{name}`; {near_names(name, known)}")
+    return CondenseSettings(**options).resolved()

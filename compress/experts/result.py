@@ -1,0 +1,101 @@
+"""What `cd_moe_condense` hands back: the plan, the receipt, the place, and how they are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compress.checkpoints.plan import Plan
+from compress.checkpoints.source import Source
+from compress.evaluation.measures import Measures
+from compress.experts.layers import ExpertLayer
+from compress.experts.settings import CondenseSettings
+from compress.reports.headers import header_line, model_line
+from compress.reports.receipt import Receipt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class CondenseResult:
+    """What `cd_moe_condense` did.
+
+    Attributes:
+        plan: a row per condensed layer: its experts, constants and held-out errors.
+        receipt: what was measured; None after a dry run.
+        output: the directory written; None after a dry run or when none was asked for.
+        model: the condensed model in memory, where no output was asked for.
+        before, after: the scores with the outcome of every window and item, for comparisons.
+    """
+
+    plan: Plan
+    receipt: Receipt | None = None
+    output: Path | None = None
+    model: PreTrainedModel | None = None
+    before: Measures = field(default_factory=Measures)
+    after: Measures = field(default_factory=Measures)
+
+    def in_memory(self, model: PreTrainedModel) -> CondenseResult:
+        """Return the result with the model instead of a directory."""
+        return replace(self, output=None, model=model)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The receipt, or the plan after a dry run, as JSON types."""
+        return self.plan.as_dict() if self.receipt is None else self.receipt.as_dict()
+
+    def render(self) -> str:
+        """The layers, and the receipt if there is one, as tables for people."""
+        from compress.reports.tables import receipt_table
+
+        shown = [layer_table(self.plan)]
+        if self.receipt is not None:
+            shown.append(receipt_table(self.receipt, output=self.output))
+        return "\n\n".join(shown)
+
+
+def layer_table(plan: Plan) -> str:
+    """The condensed layers with their held-out errors, a line each."""
+    from compress.reports import formats as fmt
+
+    lines = [
+        [
+            str(row["layer"]),
+            ", ".join(map(str, row["experts"])) or "shared alone",
+            str(row["width"] + row.get("shared", 0)),
+            *(
+                f"{row['errors'][name]:.3f}" if name in row["errors"] else ""
+                for name in ("constants", "least_squares", "refit")
+            ),
+        ]
+        for row in plan.rows
+    ]
+    header = ["layer", "experts kept", "width", "mean weights", "least sq.", "refitted"]
+    words = "error on held-out tokens: |condensed - layer|² / |layer|²"
+    return fmt.table(header, lines, "rlrrrr") + "\n" + words
+
+
+def describe_model(source: Source, layers: Sequence[ExpertLayer]) -> str:
+    """The header's line of the model and its experts."""
+    blocks = source.config.get_text_config().num_hidden_layers
+    line = model_line(
+        source.name,
+        source.config.model_type,
+        blocks,
+        source.parameters_on_disk(),
+        str(source.dtype).removeprefix("torch."),
+    )
+    one = layers[0]
+    shared = f", shared {one.shared_width}" if one.shared else ", no shared expert"
+    what = f"{len(layers)} layers of {one.count} × {one.width}{shared}"
+    return line + "\n" + header_line("experts", what)
+
+
+def describe_plan(plan: Plan, settings: CondenseSettings, layers: Sequence[ExpertLayer]) -> str:
+    """The header's line of what is done."""
+    numbers = ", ".join(str(row["layer"]) for row in plan.rows)
+    how = f"{settings.score}, {settings.weights}, refit {settings.refit}"
+    form = plan.options.get("form")
+    return header_line("plan", f"layers {numbers} of {len(layers)}", how, f"saved as {form}")

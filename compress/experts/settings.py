@@ -1,0 +1,251 @@
+"""The options of `cd-moe-condense`, and what can't be meant by them."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from compress.errors import RequestError
+from compress.experts.layers import ExpertLayer
+from compress.experts.searching import METRICS
+from compress.experts.selection import SCORES
+
+ALL_SCORES = ("greedy-ls", "greedy-js", "do-acp", *SCORES)
+WEIGHTS = ("least-squares", "conditional-mean")
+REFITS = ("ridge", "sequential", "none")
+GATES = ("refit", "constant", "keep")
+_PAPER = {
+    "score": "greedy-js",
+    "weights": "conditional-mean",
+    "refit": "none",
+    "shared_gate": "constant",
+    "layer_search": "greedy",
+    "metric": "js-hidden",
+}
+
+
+@dataclass(frozen=True)
+class CondenseSettings:
+    """How layers are chosen, condensed, stored and scored.
+
+    Attributes:
+        layers: a number, prefix:N, all, or i:1,4,7; None is a third of the expert layers.
+        experts: routed experts kept in a layer; None is as many as a token is routed to.
+        score: how experts are chosen.
+        weights: which constants they get.
+        refit: ridge, each layer by itself; sequential, on what the condensed layers before it give;
+            none.
+        ridge: auto (chosen on held-out tokens), or a strength.
+        shared_gate: what becomes of a shared MLP's sigmoid gate: constant, keep, or refit.
+        layer_search: greedy, single, or beam:N.
+        metric: what the search compares.
+        search_samples: calibration sequences that the search runs on.
+        stock_only: refuse what the family's own config can't say.
+        paper: Condense-MoE as published.
+        target_bytes: condense as many layers as it takes to reach this size of the weights.
+        calib, samples, seqlen, batch_size: the calibration text.
+        ppl, tasks, task_dirs, limit, stride, eval_seqlen, speed: what is scored before and after.
+        seed, device, dtype: as in every command.
+    """
+
+    layers: str | int | None = None
+    experts: int | None = None
+    score: str = "greedy-ls"
+    weights: str = "least-squares"
+    refit: str = "ridge"
+    ridge: str | float = "auto"
+    shared_gate: str | None = None
+    layer_search: str = "greedy"
+    metric: str = "kl-logits"
+    search_samples: int = 16
+    stock_only: bool = False
+    paper: bool = False
+    target_bytes: int | None = None
+    calib: str = "c4"
+    samples: int = 128
+    seqlen: int | None = None
+    batch_size: int = 1
+    ppl: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+    task_dirs: tuple[str, ...] = ()
+    limit: int | None = None
+    stride: int | None = None
+    eval_seqlen: int | None = None
+    speed: bool = False
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "auto"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings as JSON types."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @property
+    def gate(self) -> str:
+        """What becomes of a shared MLP's sigmoid gate."""
+        return self.shared_gate or ("constant" if self.refit == "none" else "refit")
+
+    @property
+    def beam(self) -> int:
+        """Sets that the layer search carries; 0 where layers are ranked one by one."""
+        if self.layer_search == "single":
+            return 0
+        return 1 if self.layer_search == "greedy" else int(self.layer_search.partition(":")[2])
+
+    @property
+    def ridges(self) -> tuple[float, ...]:
+        """Strengths that the refit may choose from."""
+        return (1e-3, 1e-2, 1e-1, 1.0) if self.ridge == "auto" else (float(self.ridge),)
+
+    def resolved(self) -> CondenseSettings:
+        """Check everything, and put the published settings in place where they are asked for.
+
+        Raises:
+            RequestError: all faults in one.
+        """
+        faults = [*self._paper_faults(), *self._name_faults(), *self._number_faults()]
+        if faults:
+            raise RequestError(
+                "; ".join(fault for fault, _ in faults),
+                " ".join(hint for _, hint in faults if hint) or None,
+            )
+        return replace(self, **_PAPER) if self.paper else self  # type: ignore[arg-type]
+
+    def _paper_faults(self) -> list[tuple[str, str]]:
+        default = {f.name: f.default for f in fields(self)}
+        set_apart = [
+            name
+            for name, value in _PAPER.items()
+            if self.paper and getattr(self, name) not in (default[name], value)
+        ]
+        return [
+            (
+                f"`--{name.replace('_', '-')} {getattr(self, name)}` isn't what `--paper` stands "
+                f"for, {_PAPER[name]}",
+                "leave one of them out.",
+            )
+            for name in set_apart
+        ]
+
+    def _name_faults(self) -> list[tuple[str, str]]:
+        choices: list[tuple[str, str, Sequence[str]]] = [
+            ("score", self.score, ALL_SCORES),
+            ("weights", self.weights, WEIGHTS),
+            ("refit", self.refit, REFITS),
+            ("shared-gate", self.gate, GATES),
+            ("metric", self.metric, METRICS),
+        ]
+        faults = [
+            (f"`--{name} {value}` isn't a {name}", _near(value, known))
+            for name, value, known in choices
+            if value not in known
+        ]
+        if not re.fullmatch(r"greedy|single|beam:[1-9]\d*", self.layer_search):
+            faults.append(
+                (f"`--layer-search {self.layer_search}` isn't a search", "greedy, single, beam:N.")
+            )
+        if self.gate == "refit" and self.refit == "none":
+            faults.append(
+                ("`--shared-gate refit` can't act with `--refit none`", "use constant or keep.")
+            )
+        if self.layers is not None and not _LAYERS.fullmatch(str(self.layers)):
+            faults.append((f"`--layers {self.layers}` isn't N, prefix:N, all or i:1,4,7", ""))
+        return faults
+
+    def _number_faults(self) -> list[tuple[str, str]]:
+        faults = []
+        if self.experts is not None and self.experts < 0:
+            faults.append((f"`--experts {self.experts}` is below 0", "0 keeps the shared MLP."))
+        for name in ("samples", "search_samples", "seqlen", "batch_size", "target_bytes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                faults.append((f"`--{name.replace('_', '-')} {value}` is less than 1", ""))
+        if self.target_bytes is not None and self.layers is not None:
+            faults.append(
+                ("`--target-bytes` decides how many layers, and so does `--layers`", "give one.")
+            )
+        try:
+            strength = 1.0 if self.ridge == "auto" else float(self.ridge)
+        except ValueError:
+            strength = 0.0
+        if not 0 < strength < float("inf"):
+            faults.append((f"`--ridge {self.ridge}` is neither auto nor a positive number", ""))
+        return faults
+
+
+_LAYERS = re.compile(r"\d+|prefix:\d+|all|i:\d+(,\d+)*")
+
+
+def candidates(
+    asked: str | int | None, layers: Sequence[ExpertLayer]
+) -> tuple[list[ExpertLayer], int]:
+    """Return the layers that may be condensed, and how many of them are to be.
+
+    Args:
+        asked: `--layers`.
+        layers: the model's expert layers.
+
+    Raises:
+        RequestError: more layers than there are, or one that is dense.
+    """
+    everything = list(layers)
+    text = str(asked) if asked is not None else str(max(1, round(len(layers) / 3)))
+    if text == "all":
+        return everything, len(everything)
+    if text.startswith("i:"):
+        wanted = sorted({int(n) for n in text[2:].split(",")})
+        known = {layer.index: layer for layer in layers}
+        missing = [n for n in wanted if n not in known]
+        if missing:
+            raise RequestError(
+                f"`--layers {text}`: decoder layer {missing[0]} has no experts: it is dense "
+                "already, or the model has no such layer",
+                f"layers with experts: {_ranges(sorted(known))}",
+            )
+        return [known[n] for n in wanted], len(wanted)
+    count = int(text.removeprefix("prefix:"))
+    if not 1 <= count <= len(everything):
+        raise RequestError(
+            f"`--layers {text}`: the model has {len(everything)} layers with experts",
+            f"1 to {len(everything)}; they are {_ranges([layer.index for layer in layers])}",
+        )
+    return (everything[:count] if text.startswith("prefix:") else everything), count
+
+
+def check_experts(experts: int, layers: Sequence[ExpertLayer], gate: str) -> None:
+    """Refuse a number of experts that the layers can't keep.
+
+    Raises:
+        RequestError: more than there are; none where no shared MLP is left.
+    """
+    least = min(layers, key=lambda layer: layer.count)
+    if experts > least.count:
+        raise RequestError(
+            f"`--experts {experts}`: `{least.experts}` has {least.count} experts",
+            f"0 to {least.count}",
+        )
+    bare = next((layer for layer in layers if layer.shared is None), None)
+    if experts == 0 and bare is not None:
+        raise RequestError(
+            f"`--experts 0` would leave nothing: `{bare.name}` has no shared expert",
+            "keep at least 1",
+        )
+
+
+def _near(value: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(value, known, n=1, cutoff=0.6)
+    return (f"did you mean `{close[0]}`? " if close else "") + f"All: {', '.join(known)}."
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Return numbers as "1 to 3, 5"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]} to {r[-1]}" for r in runs)
