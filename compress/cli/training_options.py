@@ -143,6 +143,14 @@ def _optimizer(d: Mapping[str, Any]) -> Callable[[F], F]:
         _name("--adaclip", OPTIMIZER, "stable-spam: scale or clamp entries  [default: scale]"),
         _name("--beta-decay", OPTIMIZER, "stable-spam: none or cosine  [default: none]"),
         _number("--rank", int, "R", OPTIMIZER, "galore, apollo: of the projection"),
+        _name("--quantise", OPTIMIZER,
+              "compute with 4-bit weights: 4 (int4) or fp4; the optimizer moves whole ones",
+              "BITS"),
+        _number("--quantise-group", int, "N", OPTIMIZER,
+                "quantise: weights that share a scale  [default: 256]"),
+        _flag("--quantise-activations", OPTIMIZER, "quantise: 4-bit inputs of these layers too"),
+        _name("--quantise-save", OPTIMIZER,
+              "quantise: weights in OUT, rounded or master  [default: rounded]"),
     )  # fmt: skip
 
 
@@ -182,6 +190,13 @@ def _watching() -> Callable[[F], F]:
         _number("--save-every", int, "N", WATCH,
                 "steps between checkpoints  [default: steps / 10, at most 1000]"),
         _number("--keep", int, "N", WATCH, "checkpoints that stay until the end  [default: 2]"),
+        option("--spikes/--no-spikes", default=None, heading=WATCH,
+               help="count gradient spikes by parameter  [default: up to 250 M parameters]"),
+        _number("--spike-threshold", float, "T", WATCH,
+                "spikes: g² above T times its running mean  [default: 5000]"),
+        _name("--inject-spikes", WATCH,
+              "put spikes in, for experiments: global, noise, layer or sparse, share of the "
+              "steps, factor: noise:0.02:1000", "KIND[:S[:F]]"),
         _number("--skip-nonfinite", int, "N", WATCH,
                 "leave out up to N steps whose loss isn't finite  [default: 0]"),
     )  # fmt: skip

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,7 +26,6 @@ class Display(TrainerCallback):
     Args:
         metrics: the file that gets a JSON line per log; a resumed run cuts it where it goes on.
         tokens_a_step: of the whole batch.
-        counts: more numbers to show and write, asked for at each log, such as "spikes".
         progress, say: where to.
         tensorboard: a directory for event files, None for none.
     """
@@ -34,24 +34,23 @@ class Display(TrainerCallback):
         self,
         metrics: Path,
         *,
-        tokens_a_step: int,
-        counts: Callable[[], dict[str, float]] = dict,
+        tokens_a_step: float,
         progress: Progress = silent,
         say: Callable[[str], None] = lambda text: None,
         tensorboard: Path | None = None,
     ) -> None:
         self.metrics = metrics
         self.tokens_a_step = tokens_a_step
-        self.counts = counts
         self.progress = progress
         self.say = say
-        self.seconds = 0.0
         self._tensorboard = tensorboard
         self._writer: Any = None
         self._file: IO[str] | None = None
         self._note = ""
         self._seen = 0
         self._since = 0.0
+        self._saving_since = 0.0
+        self._steps, self._seconds = 0, 0.0
         self._said = 0
 
     def on_train_begin(
@@ -82,6 +81,7 @@ class Display(TrainerCallback):
         """Move the bar; log what is saved, so that a resumed run's means begin where they did."""
         if control.should_save:
             control.should_log = True
+        self._saving_since = time.perf_counter()
         if state.is_world_process_zero:
             self.progress("train", state.global_step, state.max_steps, self._note)
 
@@ -99,7 +99,7 @@ class Display(TrainerCallback):
         entry: dict[str, Any] = {"step": state.global_step}
         entry |= {key: value for key, value in logs.items() if key not in ("epoch", "total_flos")}
         if "loss" in logs:
-            entry |= self._pace(state.global_step) | self.counts()
+            entry |= self._pace(state.global_step)
             self._note = _note(entry)
         self._file.write(json.dumps({k: _finite(v) for k, v in entry.items()}) + "\n")
         self._file.flush()
@@ -111,11 +111,38 @@ class Display(TrainerCallback):
                     self._writer.add_scalar(f"train/{key}", value, state.global_step)
         self._tell(entry, state)
 
+    def on_save(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Leave the time of a save out of the pace."""
+        self._since += time.perf_counter() - self._saving_since
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time of what is done meanwhile, such as validation, out of the pace."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._since += time.perf_counter() - start
+            self._saving_since = time.perf_counter()
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Tokens a second of all steps of this process so far, saves and validation left out."""
+        return self._steps * self.tokens_a_step / self._seconds if self._seconds > 0 else None
+
     def _pace(self, step: int) -> dict[str, float]:
         now = time.perf_counter()
         spent, steps = now - self._since, step - self._seen
         self._seen, self._since = step, now
-        tokens = step * self.tokens_a_step
+        self._saving_since = now
+        self._steps, self._seconds = self._steps + steps, self._seconds + spent
+        tokens = round(step * self.tokens_a_step)
         if spent <= 0 or steps <= 0:
             return {"tokens": tokens}
         return {"tokens": tokens, "tokens_per_s": steps * self.tokens_a_step / spent}
@@ -158,7 +185,7 @@ def _note(entry: dict[str, Any]) -> str:
     if "tokens_per_s" in entry:
         parts.append(f"{fmt.scaled([entry['tokens_per_s']], ('', 'k', 'M'))[0]} tokens/s")
     if "spikes" in entry:
-        parts.append(f"spikes {entry['spikes']}")
+        parts.append(f"spikes {entry['spikes']:,}")
     return " · ".join(parts)
 
 

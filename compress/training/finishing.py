@@ -22,6 +22,7 @@ from compress.training.display import METRICS, loss_png, read_metrics
 from compress.training.losses import MeanLoss
 from compress.training.norms import fold_scaled_norms
 from compress.training.preparing import Job
+from compress.training.quantising import rounded_weights, unquantise_model
 from compress.training.running import Run
 
 
@@ -36,6 +37,10 @@ def save_model(job: Job, done: Run, directory: Path) -> None:
     if dtype is None and job.start.source is not None:
         dtype = job.start.source.dtype
     whole = gather(done)
+    rounded = job.settings.quantise_save != "master"
+    if job.quantised is not None and whole is not None and rounded:
+        whole = rounded_weights(whole, job.quantised)
+    unquantise_model(model, rounded=rounded and whole is None)
     if whole is None:
         model.to("cpu") if dtype is None else model.to("cpu", dtype)
     elif dtype is not None:
@@ -129,8 +134,13 @@ def training_entry(job: Job, done: Run) -> dict[str, Any]:
         "micro_batch": job.arrangement.micro,
         "accumulation": job.arrangement.accumulation,
         "tokens_per_s": done.tokens_per_s or (done.tokens / seconds if seconds else None),
-        **done.spikes,
+        "spikes": done.spikes,
     }
+    injection = settings.injection()
+    if injection is not None:
+        entry["injected"] = injection.receipt(settings.run_steps())
+    if job.quantised is not None:
+        entry["quantise"] = job.quantised.receipt(settings.quantise_save or "rounded")
     if job.start.mask is not None:
         entry["mask_token"] = job.start.mask._asdict()
         entry["mask_ratio"] = settings.ratio

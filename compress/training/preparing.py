@@ -37,12 +37,14 @@ from compress.training.objectives import (
     SampleRows,
 )
 from compress.training.packed import check_separation
+from compress.training.quantising import Quantised, quantise_model
 from compress.training.schedule import warmup_steps
 from compress.training.settings import P_SCHEDULES, TrainSettings
 from compress.training.sizes import PRESETS
 
 Say = Callable[[str], None]
 _FRESH_LR, _TRAINED_LR = 1e-3, 2e-5
+_WATCHED = 250_000_000  # parameters up to which spikes are counted unless told
 _ANNEALED = 0.1  # share of the run over which `--p-schedule anneal` lowers P to 0
 
 
@@ -51,7 +53,8 @@ class Job:
     """A checked run.
 
     Attributes:
-        settings: with learning rate and sequence length filled in.
+        settings: with learning rate and sequence length filled in, and whether spikes are watched.
+        quantised: which layers compute with 4-bit weights.
         notes: plain sentences for the receipt.
     """
 
@@ -66,6 +69,7 @@ class Job:
     arrangement: arguments.Arrangement
     progress: Progress
     say: Say
+    quantised: Quantised | None = None
     clock: Clock = field(default_factory=Clock)
     notes: list[str] = field(default_factory=list)
 
@@ -107,6 +111,10 @@ def prepare(
             check_text(settings, start.tokenizer)
         built = build_model(start, settings)
         placement = _place_norms(built, settings, start)
+        scheme = settings.quantisation()
+        quantised = None if scheme is None else quantise_model(built, scheme)
+        notes = list(placement.warnings)
+        settings = _watch_spikes(settings, built, notes)
         if settings.separate_documents:
             check_separation(built)
     return Job(
@@ -121,8 +129,9 @@ def prepare(
         arrangement,
         progress,
         say,
+        quantised,
         clock,
-        list(placement.warnings),
+        notes,
     )
 
 
@@ -157,6 +166,21 @@ def _place_norms(model: PreTrainedModel, settings: TrainSettings, start: Start) 
         seed=settings.seed,
         warmup=warmup_steps(settings.warmup, steps) / steps,
     )
+
+
+def _watch_spikes(
+    settings: TrainSettings, model: PreTrainedModel, notes: list[str]
+) -> TrainSettings:
+    """Decide whether spikes are watched where the user leaves it open."""
+    if settings.spikes is not None:
+        return settings
+    many = sum(p.numel() for p in model.parameters()) > _WATCHED
+    if many and not settings.deepspeed:
+        notes.append(
+            f"spikes weren't counted: above {_WATCHED:,} parameters that takes --spikes, and 4 "
+            "bytes of memory a parameter"
+        )
+    return replace(settings, spikes=not many and settings.deepspeed is None)
 
 
 def _check_evaluation(settings: TrainSettings, start: Start) -> Request:

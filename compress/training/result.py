@@ -58,15 +58,31 @@ def training_table(entry: dict[str, Any]) -> str:
         per_second = entry.get("tokens_per_s")
         pace = f"{fmt.scaled([per_second], ('', 'k', 'M'))[0]} a second" if per_second else ""
         rows.append(["tokens", fmt.count_text(entry["tokens"]), pace])
-    if "spikes" in entry:
-        share = f"gradient entries above {entry['spike_threshold']:g} × their mean"
-        rows.append(["spikes", f"{entry['spikes']:,}", share])
+    if entry.get("spikes"):
+        rows.append(["gradient spikes", *_spikes(entry["spikes"])])
+    if "injected" in entry:
+        put = entry["injected"]
+        size = f"{put['kind']}, {put['factor']:g} times as large"
+        rows.append(["spikes put in", f"{put['steps']} steps", size])
+    if "quantise" in entry:
+        how = entry["quantise"]
+        stored = f"{how['format']}, weights in OUT {how['stored']}"
+        rows.append(["4-bit layers", str(how["modules"]), stored])
     if entry.get("skipped"):
         rows.append(["steps skipped", str(entry["skipped"]), "loss or gradient wasn't finite"])
     if "optimizer_state_bytes" in entry:
         size = fmt.bytes_text(entry["optimizer_state_bytes"])
         rows.append(["optimizer state", size, entry.get("optimizer", "")])
     return fmt.table(["", "", ""], rows, "lrl") if rows else ""
+
+
+def _spikes(entry: dict[str, Any]) -> tuple[str, str]:
+    """How many, and where most of them were."""
+    if not entry["count"]:
+        return "0", f"no g² above {entry['threshold']:g} times its mean"
+    first = next(iter(entry["by_parameter"]))
+    steps = f"in {entry['steps']} step" + "s" * (entry["steps"] != 1)
+    return f"{entry['count']:,}", f"{steps}; most in {first}"
 
 
 def _valid(entry: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ from compress.training.checkpointing import last_checkpoint
 from compress.training.data import Positions, TokenStore
 from compress.training.display import METRICS, Display
 from compress.training.losses import MeanLoss, mean_loss
-from compress.training.optimizers import build_optimizer
+from compress.training.optimizers import build_optimizer, state_size
 from compress.training.preparing import Job, make_collator, make_rows
+from compress.training.settings import TrainSettings
+from compress.training.spikes import SpikeMonitor
 from compress.training.trainer import Trainer
 
 CHECKPOINTS = "checkpoints"
@@ -37,6 +39,8 @@ class Run:
         valid: losses on --valid after the last step, by "clean" and "masked".
         tokens: trained on, padding left out.
         metrics: the file of logs.
+        tokens_per_s: of this process's steps, without validation and saves.
+        spikes: the receipt's entry; None where they weren't counted.
     """
 
     trainer: Trainer | None
@@ -48,7 +52,7 @@ class Run:
     optimizer_state_bytes: int
     skipped: int
     tokens_per_s: float | None = None
-    spikes: dict[str, Any] = field(default_factory=dict)
+    spikes: dict[str, Any] | None = None
 
     @property
     def model(self) -> PreTrainedModel:
@@ -80,8 +84,8 @@ class Validation(TrainerCallback):
     Every process measures, so that a sharded model can; the first one's log is kept.
     """
 
-    def __init__(self, job: Job, store: TokenStore) -> None:
-        self.job = job
+    def __init__(self, job: Job, store: TokenStore, display: Display) -> None:
+        self.job, self.display = job, display
         self.rows = {"valid": make_rows(job, store, plain=True)}
         if job.settings.ratio > 0:
             self.rows["valid_masked"] = make_rows(job, store)
@@ -92,7 +96,8 @@ class Validation(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Validate at multiples of --eval-every and at the end."""
         if state.global_step % self.every == 0 or state.global_step == state.max_steps:
-            self.last = self.measure(kwargs["model"], args.device)
+            with self.display.paused():
+                self.last = self.measure(kwargs["model"], args.device)
             logs = {f"{kind}_loss": loss.value for kind, loss in self.last.items()}
             assert self.trainer is not None
             self.trainer.log(logs)
@@ -125,13 +130,14 @@ def run(job: Job, place: Path) -> Run:
     directory = place / CHECKPOINTS
     display = Display(
         place / METRICS,
-        tokens_a_step=settings.batch_size * settings.length,
+        tokens_a_step=tokens_trained(dataset) / steps,
         progress=job.progress,
         say=job.say,
         tensorboard=place / "tensorboard",
     )
-    validation = _validation(job, place)
-    trainer = _trainer(job, dataset, directory, [display, *validation])
+    validation = _validation(job, place, display)
+    monitor = _monitor(settings)
+    trainer = _trainer(job, dataset, directory, [display, *validation], monitor)
     for callback in validation:
         callback.trainer = trainer
     resumed = job.team.from_first(lambda: last_checkpoint(directory))
@@ -146,17 +152,31 @@ def run(job: Job, place: Path) -> Run:
     if validation and not valid:  # resumed at the end
         placed: Any = trainer.model
         valid = validation[0].measure(placed, trainer.args.device)
-    return _finished(job, trainer, dataset, valid, place)
+    done = _finished(trainer, dataset, valid, place)
+    done.tokens_per_s = display.tokens_per_s
+    done.spikes = None if monitor is None else monitor.receipt()
+    return done
 
 
-def _validation(job: Job, place: Path) -> list[Validation]:
+def _validation(job: Job, place: Path, display: Display) -> list[Validation]:
     if not job.settings.valid:
         return []
-    return [Validation(job, TokenStore(place / VALID))]
+    return [Validation(job, TokenStore(place / VALID), display)]
+
+
+def _monitor(settings: TrainSettings) -> SpikeMonitor | None:
+    if not settings.spikes:
+        return None
+    theta = settings.spike_threshold
+    return SpikeMonitor() if theta is None else SpikeMonitor(theta)
 
 
 def _trainer(
-    job: Job, dataset: Positions, directory: Path, callbacks: list[TrainerCallback]
+    job: Job,
+    dataset: Positions,
+    directory: Path,
+    callbacks: list[TrainerCallback],
+    monitor: SpikeMonitor | None,
 ) -> Trainer:
     settings = job.settings
     args = arguments.training_arguments(settings, directory, job.device, job.arrangement)
@@ -172,20 +192,21 @@ def _trainer(
         dataset=dataset,
         collate=make_collator(job),
         make_optimizer=optimizer,
+        change=settings.injection(),
+        observers=() if monitor is None else (monitor,),
         skip_nonfinite=settings.skip_nonfinite,
         keep=settings.keep,
         callbacks=callbacks,
     )
 
 
-def _finished(
-    job: Job, trainer: Trainer, dataset: Positions, valid: dict[str, MeanLoss], place: Path
-) -> Run:
+def _finished(trainer: Trainer, dataset: Positions, valid: dict[str, MeanLoss], place: Path) -> Run:
     losses = [
         (int(entry["step"]), float(entry["loss"]))
         for entry in trainer.state.log_history
         if "loss" in entry
     ]
+    optimizer: Any = trainer.optimizer
     return Run(
         trainer,
         losses,
@@ -193,7 +214,7 @@ def _finished(
         tokens_trained(dataset),
         place / METRICS,
         place / "tensorboard",
-        state_bytes(trainer.optimizer),
+        state_size(optimizer),
         trainer.skipped,
     )
 
@@ -207,14 +228,3 @@ def tokens_trained(dataset: Positions) -> int:
     total = whole * sum(rows.tokens(row) for row in range(len(rows))) if whole else 0
     places = range(len(dataset) - left, len(dataset))
     return total + sum(rows.tokens(dataset.place(position)[0]) for position in places)
-
-
-def state_bytes(optimizer: Any) -> int:
-    """Count the bytes of an optimizer's tensors."""
-    total = 0
-    for state in optimizer.state.values():
-        for value in state.values():
-            if torch.is_tensor(value):
-                own = value.to_local() if hasattr(value, "to_local") else value
-                total += own.numel() * own.element_size()
-    return total

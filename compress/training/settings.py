@@ -6,7 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from compress.errors import Fault, near_names, refuse
+from compress.errors import Fault, RequestError, near_names, refuse
+from compress.training import injecting, quantising
+from compress.training.optimizers import OPTIMIZERS
+from compress.training.schedule import warmup_steps
 from compress.training.sizes import PRESETS
 
 DOORS: dict[str, dict[str, Any]] = {
@@ -32,10 +35,6 @@ DOORS: dict[str, dict[str, Any]] = {
 }
 """Each command's defaults, those of its paper; every option can be given to every command."""
 
-OPTIMIZERS = (
-    *("adamw", "spam", "stable-spam", "adafactor", "lion"),
-    *("galore", "adam-mini", "muon", "apollo"),
-)
 OBJECTIVES = ("ntp", "meap")
 SCHEDULES = ("cosine", "linear", "constant", "wsd")
 PRECISIONS = ("float32", "bf16", "fp16", "pure-bf16")
@@ -44,16 +43,18 @@ MASK_SCOPES = ("response", "prompt", "all")
 P_SCHEDULES = ("constant", "anneal")
 INITS = ("normal", "scaled")
 
-_SPAM = ("theta", "settle", "density")
-_STABLE = ("gamma1", "gamma2", "gamma3", "adaclip", "beta_decay")
-_BOTH = ("reset_every", "bias")
+_OPTIMIZER_OPTIONS = (
+    *("theta", "reset_every", "reset_warmup", "settle", "bias", "density"),
+    *("gamma1", "gamma2", "gamma3", "adaclip", "beta_decay", "rank"),
+)
 OPTIMIZER_OPTIONS: dict[str, tuple[str, ...]] = {
-    "spam": (*_BOTH, "reset_warmup", *_SPAM),
-    "stable-spam": (*_BOTH, *_STABLE),
-    "galore": ("rank",),
-    "apollo": ("rank",),
+    name: tuple(option for option in _OPTIMIZER_OPTIONS if option in info.options)
+    for name, info in OPTIMIZERS.items()
 }
 """Which optimizer takes which of the options that not every one has."""
+
+QUANTISE = ("4", *quantising.FORMATS)
+STORED = ("rounded", "master")
 
 # What a resumed run may change, since it changes neither weights nor losses.
 FREE_ON_RESUME = ("skip_nonfinite", "keep", "workers")
@@ -84,11 +85,17 @@ class TrainSettings:
         objective: ntp, or meap with mask_ratio, mask_token, mask_special, p_schedule; and with sft
             also mask_scope, min_response, sft_mode.
         optimizer: a name of optimizers.OPTIMIZERS, with theta … rank as they apply.
+        quantise: "4" or "int4", "fp4": compute with 4-bit weights in groups of quantise_group,
+            with quantise_activations on 4-bit inputs too; quantise_save is what OUT holds,
+            "rounded" weights or the "master" ones that the optimizer moved.
         norm, post_fraction: where norms stand.
         preset, tokenizer: a model of the papers, and whose tokens it gets.
         init, embed_std: of a random start.
         log_every, save_every, eval_every: in steps; None chooses from the length of the run.
         keep: checkpoints that stay on the disk.
+        spikes: whether gradient spikes are counted, by spike_threshold; None does it up to 250
+            million parameters.
+        inject_spikes: KIND:SHARE:FACTOR, spikes put in for experiments.
         skip_nonfinite: so many steps whose loss isn't finite are left out before the run ends.
         ppl … speed: what is measured before and after.
         seed: of every random choice.
@@ -140,6 +147,10 @@ class TrainSettings:
     adaclip: str | None = None
     beta_decay: str | None = None
     rank: int | None = None
+    quantise: str | None = None
+    quantise_group: int | None = None
+    quantise_activations: bool = False
+    quantise_save: str | None = None
     norm: str | None = None
     post_fraction: float | None = None
     preset: str | None = None
@@ -150,6 +161,9 @@ class TrainSettings:
     save_every: int | None = None
     eval_every: int | None = None
     keep: int = 2
+    spikes: bool | None = None
+    spike_threshold: float | None = None
+    inject_spikes: str | None = None
     skip_nonfinite: int = 0
     ppl: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
@@ -213,7 +227,31 @@ class TrainSettings:
         given = {name: getattr(self, name) for name in every}
         options = {name: value for name, value in given.items() if value is not None}
         options |= {"betas": self.betas, "weight_decay": self.weight_decay}
+        known = OPTIMIZERS[self.optimizer].options
+        if "total_steps" in known:
+            options["total_steps"] = self.run_steps()
+        if "seed" in known:
+            options["seed"] = self.seed
         return options if self.eps is None else {**options, "eps": self.eps}
+
+    def quantisation(self) -> quantising.Scheme | None:
+        """How weights are rounded in the forward pass; None where they aren't."""
+        if self.quantise is None:
+            return None
+        group = self.quantise_group or quantising.GROUP
+        kind = quantising.format_of(self.quantise)
+        return quantising.Scheme(kind, group, self.quantise_activations)
+
+    def injection(self) -> injecting.Injection | None:
+        """The spikes that are put in, after the rate's warm-up; None where there are none.
+
+        Raises:
+            RequestError: `inject_spikes` can't be read.
+        """
+        if self.inject_spikes is None:
+            return None
+        start = warmup_steps(self.warmup, self.run_steps())
+        return injecting.parse_injection(self.inject_spikes, start, self.seed)
 
     def run_steps(self) -> int:
         """Length of the run in steps."""
@@ -242,13 +280,16 @@ class TrainSettings:
                 *self._number_faults(),
                 *self._mask_faults(),
                 *self._company_faults(),
+                *self._gradient_faults(),
             ]
         )
 
     def _name_faults(self, norms: tuple[str, ...]) -> Iterator[Fault]:
         choices = [
             ("objective", self.objective, OBJECTIVES),
-            ("optimizer", self.optimizer, OPTIMIZERS),
+            ("optimizer", self.optimizer, tuple(OPTIMIZERS)),
+            ("quantise", self.quantise, QUANTISE),
+            ("quantise-save", self.quantise_save, STORED),
             ("norm", self.norm, norms),
             ("schedule", self.schedule, SCHEDULES),
             ("precision", self.precision, PRECISIONS),
@@ -277,6 +318,7 @@ class TrainSettings:
             "micro_batch",
             "reset_every",
             "rank",
+            "quantise_group",
         )
         whole += ("log_every", "save_every", "eval_every", "keep")
         for name in whole:
@@ -284,7 +326,7 @@ class TrainSettings:
         for name in ("workers", "reset_warmup", "settle", "min_response", "skip_nonfinite", "seed"):
             yield from self._least(name, 0)
         yield from self._least("seqlen", 2)
-        for name in ("lr", "eps", "theta", "embed_std"):
+        for name in ("lr", "eps", "theta", "embed_std", "spike_threshold"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 yield f"`{_option(name)} {value:g}` isn't a positive number", ""
@@ -357,6 +399,23 @@ class TrainSettings:
                     f"`{_option(name)}` can't act with `--optimizer {self.optimizer}`",
                     f"it belongs to {' and '.join(f'`{o}`' for o in whose)}.",
                 )
+
+    def _gradient_faults(self) -> Iterator[Fault]:
+        if self.quantise is None:
+            for name in ("quantise_group", "quantise_activations", "quantise_save"):
+                if getattr(self, name):
+                    yield f"`{_option(name)}` can't act without `--quantise`", "add `--quantise 4`."
+        if self.spikes is False and self.spike_threshold is not None:
+            yield "`--spike-threshold` can't act with `--no-spikes`", "leave one out."
+        if self.deepspeed and (self.spikes or self.inject_spikes):
+            yield "DeepSpeed keeps gradients to itself: no spikes to see, or to put in", ""
+        if self.fsdp and self.inject_spikes:
+            yield "`--inject-spikes` changes whole gradients: not with `--fsdp`", ""
+        try:
+            if self.inject_spikes is not None:
+                injecting.parse_injection(self.inject_spikes)
+        except RequestError as error:
+            yield error.message, (error.hint or "").rstrip(".") + "." * bool(error.hint)
 
 
 def _option(name: str) -> str:

@@ -2,7 +2,7 @@
 
 What differs from the stock one, and why (measured on 5.23):
 
-- Gradients are looked at before clipping: spikes are counted, injected, and a norm or loss that
+- Gradients are looked at before clipping: spikes are injected, counted, and a norm or loss that
   isn't finite ends the run, or skips the step, before any weight or moment is touched. The stock
   clip multiplies by max_norm / norm, which turns one infinite entry into NaN in every tensor.
 - Checkpoints appear whole or not at all, and load by the loader of edited checkpoints.
@@ -30,11 +30,30 @@ from compress.training.data import Positions
 OptimizerMaker = Callable[[nn.Module], torch.optim.Optimizer]
 
 
+GradientChanger = Callable[[nn.Module, int], None]
+"""Changes the gradients of a model in 0-based step `step`."""
+
+
 class GradientObserver(Protocol):
-    """Something that looks at, or changes, the gradients of a step before they are clipped."""
+    """Something that looks at the gradients of each step, and counts on after a resume.
+
+    Attributes:
+        name: of its file in a checkpoint.
+    """
+
+    name: str
 
     def __call__(self, model: nn.Module, step: int) -> None:
-        """Act on the gradients of 0-based step `step`; reads nothing back to the host."""
+        """Look at the gradients of 0-based step `step`; reads nothing back to the host."""
+
+    def report(self) -> dict[str, Any]:
+        """What the log of a step tells; every process calls it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: tensors and numbers."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from that."""
 
 
 class Trainer(transformers.Trainer):
@@ -46,7 +65,9 @@ class Trainer(transformers.Trainer):
         dataset: the run, steps * batch positions long.
         collate: makes batches.
         make_optimizer: called with the model once it is placed.
-        observers: called in order on each step's gradients, before clipping.
+        change: called on each step's gradients first, to put spikes in.
+        observers: called in order on each step's gradients, accumulated, unscaled and before
+            clipping, once they are known to be finite; not in a step that is skipped.
         skip_nonfinite: how many steps whose loss or gradient isn't finite may be left out.
         keep: checkpoints that stay on the disk.
         callbacks: of transformers.
@@ -63,6 +84,7 @@ class Trainer(transformers.Trainer):
         dataset: Positions,
         collate: Callable[..., dict[str, Tensor]],
         make_optimizer: OptimizerMaker,
+        change: GradientChanger | None = None,
         observers: tuple[GradientObserver, ...] = (),
         skip_nonfinite: int = 0,
         keep: int = 2,
@@ -74,6 +96,7 @@ class Trainer(transformers.Trainer):
         for kind in (transformers.PrinterCallback, transformers.ProgressCallback):
             self.remove_callback(kind)
         self._make_optimizer = make_optimizer
+        self._change = change
         self._observers = observers
         self._skip_nonfinite = skip_nonfinite
         self._keep = keep
@@ -135,13 +158,31 @@ class Trainer(transformers.Trainer):
         if self.is_deepspeed_enabled:  # it clips by itself
             return super()._get_grad_norm(model)
         self.accelerator.unscale_gradients()
-        for observe in self._observers:
-            observe(model, self.state.global_step)
+        own: Any = self.model  # without the wrappers, whose prefixes names would get
+        if self._change is not None:
+            self._change(own, self.state.global_step)
         norm = get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
         if hasattr(norm, "full_tensor"):
             norm = norm.full_tensor()
         self._check_finite(norm)
+        self._observe(own, norm)
         return norm
+
+    def _observe(self, model: nn.Module, norm: Tensor) -> None:
+        """Show the gradients to the observers, unless some aren't finite."""
+        if not self._observers or self._skip:
+            return
+        if self.accelerator.scaler is not None and not bool(torch.isfinite(norm)):
+            return  # the scaler will skip the step; it reads that number on the host as well
+        for observe in self._observers:
+            observe(model, self.state.global_step)
+
+    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
+        """Log, with what the observers tell."""
+        if "loss" in logs:
+            for observer in self._observers:
+                logs |= observer.report()
+        super().log(logs, start_time)
 
     def _check_finite(self, norm: Tensor) -> None:
         """End the run, or mark the step to be skipped, where loss or gradient isn't finite.
@@ -199,6 +240,23 @@ class Trainer(transformers.Trainer):
             place = Path(str(self.args.output_dir))
             checkpointing.put_in_place(place, self.state.global_step, self._keep)
         self._wait()
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        for observer in self._observers:
+            state, place = observer.state_dict(), self._observer_file(output_dir, observer)
+            if self.args.should_save or self.is_fsdp_enabled:  # shards have their own
+                torch.save(state, place)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        for observer in self._observers if checkpoint is not None else ():
+            place = self._observer_file(str(checkpoint), observer)
+            observer.load_state_dict(torch.load(place, map_location="cpu", weights_only=True))
+
+    def _observer_file(self, checkpoint: str, observer: GradientObserver) -> Path:
+        number = f"-{self.args.process_index}" if self.is_fsdp_enabled else ""
+        return Path(checkpoint) / f"{observer.name}{number}.pt"
 
     def _wait(self) -> None:
         if self.args.world_size > 1:

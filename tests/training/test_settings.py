@@ -77,7 +77,10 @@ def test_ratio_and_steps():
 
 
 def test_only_options_that_were_given_reach_the_optimizer():
-    assert make().optimizer_options() == {"betas": (0.9, 0.999), "weight_decay": 0.0}
+    plain = {"betas": (0.9, 0.999), "weight_decay": 0.0}
+    assert make(optimizer="adamw").optimizer_options() == plain
+    assert make(seed=7).optimizer_options() == {**plain, "seed": 7}
+    assert make(optimizer="stable-spam").optimizer_options() == {**plain, "total_steps": 100}
     given = make(theta=50.0, eps=1e-6, reset_every=80).optimizer_options()
     assert given["theta"] == 50.0
     assert (given["eps"], given["reset_every"]) == (1e-6, 80)
