@@ -16,8 +16,10 @@ from torch import Tensor
 
 from compress.checkpoints.anatomy import Anatomy, Matrix, read_anatomy
 from compress.checkpoints.loader import skeleton
+from compress.checkpoints.placement import resolve_device
 from compress.checkpoints.source import Source, open_source
 from compress.errors import RequestError, RunError, near_names
+from compress.numerics.ranks import Team, joined
 from compress.progress import Progress, silent
 from compress.reports.charts import spectrum
 from compress.spectra.cache import SpectraCache
@@ -176,6 +178,9 @@ def inspect(
         revision, token, trust_remote_code: as in `open_source`.
         progress: hears of every block.
 
+    The processes of a launcher share the matrices between them; all return the same, and the first
+    writes the files.
+
     Raises:
         RequestError: a model that can't be read, an unknown module, metric or engine, windows that
             can't be, a weight that is NaN or Inf, a file that can't be written.
@@ -193,24 +198,30 @@ def inspect(
     matrices: Sequence[Matrix] = anatomy.matrices if module is None else [anatomy.matrix(module)]
     store = SpectraCache() if cache and engine == "compress" else None
     kept: tuple[Spectrum, ...] = ()
-    if module is None or engine != "compress":
-        rows = measure_spectra(
-            source, anatomy, metrics=names, matrices=matrices, device=device, exact=exact,
-            farms=windows, seed=seed, cache=store, engine=engine, progress=progress,
-        )  # fmt: skip
-    else:
-        wanted = Wanted(names, exact, windows or FarmsSettings(), seed)
-        spectra = list(
-            read_spectra(
-                source, anatomy, matrices, wanted, device=device, cache=store, progress=progress
+    with joined(device, remedy="run it again") as team:
+        device = team.device(resolve_device(device))
+        progress = progress if team.first else silent
+        if module is None or engine != "compress":
+            rows = measure_spectra(
+                source, anatomy, metrics=names, matrices=matrices, device=device, exact=exact,
+                farms=windows, seed=seed, cache=store, engine=engine, progress=progress, team=team,
+            )  # fmt: skip
+            _count_together(store, team)
+        else:
+            wanted = Wanted(names, exact, windows or FarmsSettings(), seed)
+            spectra = list(
+                read_spectra(
+                    source, anatomy, matrices, wanted, device=device, cache=store, progress=progress
+                )
             )
-        )
-        rows, kept = rows_of(spectra, names), tuple(_full(spectra[0]))
+            rows, kept = rows_of(spectra, names), tuple(_full(spectra[0]))
     facts = _facts(source, type(empty).__name__, anatomy)
     measured_farms = (windows or FarmsSettings()) if "farms" in names else None
     seen = Inspection(
         facts, _anatomy_facts(anatomy), tuple(rows), kept, plot, engine, store, measured_farms
     )
+    if not team.first:
+        return seen
     if csv is not None:
         _write(csv, lambda path: path.write_text(rows_csv(rows), encoding="utf-8"))
     if png is not None:
@@ -218,6 +229,13 @@ def inspect(
     if html is not None:
         _write(html, lambda path: path.write_text(html_page(seen), encoding="utf-8"))
     return seen
+
+
+def _count_together(cache: SpectraCache | None, team: Team) -> None:
+    """Give every process what the caches of all found and missed."""
+    if cache is not None:
+        counts = team.gather((cache.hits, cache.misses))
+        cache.hits, cache.misses = (sum(column) for column in zip(*counts))
 
 
 def _names(

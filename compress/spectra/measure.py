@@ -54,8 +54,8 @@ def measure_spectra(
         seed: of the shuffle behind rand_distance.
         cache: where spectra of equal tensors are found and kept; None is nowhere.
         engine: "weightwatcher" has its `analyze` measure the same matrices.
-        team: processes that share the matrices between them and all return the rows; not with
-            "weightwatcher", where each measures all.
+        team: processes that share the matrices between them and all return the rows; with
+            "weightwatcher" the first measures all.
 
     Returns:
         A row for each of the matrices, in order. Where a value doesn't exist (a zero matrix, one
@@ -76,7 +76,11 @@ def measure_spectra(
     if engine == "weightwatcher":
         from compress.spectra.watcher import watched_rows
 
-        return watched_rows(source, anatomy, chosen, metrics=metrics, seed=seed, progress=progress)
+        return team.from_first(
+            lambda: watched_rows(
+                source, anatomy, chosen, metrics=metrics, seed=seed, progress=progress
+            )
+        )
     names = tuple(DEFAULT_METRICS if metrics is None else metrics)
     wanted = Wanted(names, exact, farms or FarmsSettings(), seed)
     place = torch.device(resolve_device(device))
