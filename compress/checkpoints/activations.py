@@ -49,6 +49,7 @@ class Activations:
 
     Attributes:
         model: the model.
+        first: number of the first batch.
         streams: the live streams.
         block_runs: how often a block has run on a batch.
     """
@@ -73,7 +74,7 @@ class Activations:
         self._order = {name: index for index, name in enumerate(blocks)}
         self._on_block, self._on_output = on_block, on_output
         self._observed = len(batches) if observed is None else observed
-        self._chunks, self._first = chunks, first
+        self._chunks, self.first = chunks, first
         self._gates = Gates(model, blocks)
         self._paddings = [BatchPadding(batch, model, device) for batch in batches]
         options = without_cache(model)
@@ -258,10 +259,10 @@ class Activations:
     def _answer(
         self, block: Block, unit: list[str], index: int, output: object, finite: FiniteCheck
     ) -> None:
-        finite.add(output, self._paddings[index].own(block.name), unit[0], self._first + index)
+        finite.add(output, self._paddings[index].own(block.name), unit[0], self.first + index)
         for stream in unit:
             if self._on_block is not None:
-                self._on_block(block, stream, self._first + index, output)
+                self._on_block(block, stream, self.first + index, output)
             self._advance(stream, index, output)
 
     def _advance(self, stream: str, index: int, answer: object) -> None:
@@ -271,7 +272,7 @@ class Activations:
         if forward.call is None:
             output, forward.output = forward.output, None
             if self._on_output is not None:
-                self._on_output(stream, self._first + index, output)
+                self._on_output(stream, self.first + index, output)
 
     def _units(self, weights: BlockWeights) -> list[list[str]]:
         """Return the streams grouped by equal inputs and equal weights of this block."""

@@ -28,14 +28,14 @@ class BlockRuns:
     Attributes:
         block: which block.
         weights: its weights.
-        batches: numbers of the batches that reach it.
+        batches: numbers of the batches that reach it in this process; of several, each has its own.
     """
 
     def __init__(self, activations: Activations, weights: BlockWeights) -> None:
         self.block: Block = weights.block
         self.weights = weights
         self._activations = activations
-        self.batches = activations.waiting(self.block.name)
+        self.batches = [activations.first + i for i in activations.waiting(self.block.name)]
 
     def output(
         self, batch: int, stream: str, leaves: Mapping[str, nn.Parameter] | None = None
@@ -48,7 +48,8 @@ class BlockRuns:
             leaves: parameters, by run-time name, that stand in for the stream's own; they take
                 gradients where the caller enables them.
         """
-        return _tensors(self._activations.rehearse(self.weights, stream, batch, leaves))
+        place = self._place(batch)
+        return _tensors(self._activations.rehearse(self.weights, stream, place, leaves))
 
     def inputs(self, batch: int, stream: str, matrices: list[Matrix]) -> dict[str, Tensor]:
         """Return what each matrix reads, [rows, in], by name; tokens only; absent if nothing."""
@@ -58,13 +59,18 @@ class BlockRuns:
             found.setdefault(matrix.name, rows)
 
         with InputTaps(self._activations.model, matrices, seen) as taps:
-            taps.begin(self._activations.token_rows(self.block.name, stream, batch), early=False)
-            self._activations.rehearse(self.weights, stream, batch)
+            place = self._place(batch)
+            taps.begin(self._activations.token_rows(self.block.name, stream, place), early=False)
+            self._activations.rehearse(self.weights, stream, place)
         return found
 
     def tokens(self, batch: int) -> Tensor | None:
         """Return which positions of a batch are tokens, bool [B, T]; None where all are."""
-        return self._activations.token_mask(self.block.name, batch)
+        return self._activations.token_mask(self.block.name, self._place(batch))
+
+    def _place(self, batch: int) -> int:
+        """Where a batch stands among this process's."""
+        return batch - self._activations.first
 
     def module(self, name: str) -> nn.Module:
         """Return a module of the model."""

@@ -74,7 +74,7 @@ def prune(
     other targets by name, pruned alike in the same walk; `lay_out_rival` makes a model of one.
 
     Raises:
-        RequestError: a refit of blocks with too few batches, or with several ranks.
+        RequestError: a refit of blocks with too few batches.
     """
     dtype = resolve_dtype(settings.dtype)
     running = dtype or compute_dtype(source.dtype, device)
@@ -82,7 +82,7 @@ def prune(
         if not team.first:
             return Applied(0.0, 0, (), 0)
         team = ALONE
-    _check_refit(settings, batches, team)
+    _check_refit(settings, batches)
     writers = {STREAM: open_writer(workspace.path / "parts", source, dtype=dtype, team=team)}
     for name in rivals:
         writers[name] = open_writer(_rival_place(workspace, name) / "parts", source, dtype=dtype)
@@ -171,18 +171,11 @@ def _pruner_options(settings: AlphaPruneSettings, stored: torch.dtype) -> dict[s
     }
 
 
-def _check_refit(
-    settings: AlphaPruneSettings, batches: Sequence[dict[str, Tensor]], team: Team
-) -> None:
+def _check_refit(settings: AlphaPruneSettings, batches: Sequence[dict[str, Tensor]]) -> None:
     if settings.block_refit and len(batches) < 2:
         raise RequestError(
             f"`--refit block` holds calibration batches out: {len(batches)} is too few, 2 needed",
             "use more --samples or a smaller --batch-size",
-        )
-    if settings.block_refit and team.size > 1:
-        raise RequestError(
-            f"`--refit block` takes its steps one after the other, in one process, not {team.size}",
-            "run without torchrun, or with `--refit exact` or `--refit cg`",
         )
 
 

@@ -168,7 +168,7 @@ class Pruner:
         block_refit: how all kept weights of a block are refitted in the end; the walk then carries
             the stream `dense` beside. None leaves them.
         team: the processes of the walk. Each has seen its own batches and prunes its part of a
-            block's matrices. Not with `block_refit`, which needs all batches in one process.
+            block's matrices.
     """
 
     def __init__(
@@ -262,7 +262,7 @@ class Pruner:
         ]
         if self.block_refit is not None and self._runs is not None and pruned:
             found["refit"] = refit_block(
-                self._runs, pruned, self.stream, self.block_refit, self.stored
+                self._runs, pruned, self.stream, self.block_refit, self.stored, self._team
             )
         if self._folding is not None:
             found |= {"permuted": self._folding.gains, "in_order": self._folding.in_order}

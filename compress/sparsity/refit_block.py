@@ -4,6 +4,9 @@ The block sees what the pruned blocks before it give, and shall return what the 
 in the dense model. So attention and feed-forward part make up for each other, and for what was lost
 before them; masks stay. Each tenth batch is held out: the best values by them are taken, which may
 be those it began with.
+
+Of several processes each runs the batches that it has: one makes a step's gradient, all take the
+step. So steps are not faster by more processes, only the looks at held-out batches are.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from torch import Tensor, nn
 from compress.checkpoints.anatomy import Matrix, matrix_view
 from compress.checkpoints.replay import BlockRuns
 from compress.numerics.counter import permutation
+from compress.numerics.ranks import ALONE, Team
 from compress.sparsity.layer import to_stored
 
 DENSE = "dense"
@@ -66,6 +70,7 @@ def refit_block(
     stream: str,
     how: BlockRefit,
     stored: torch.dtype | None = None,
+    team: Team = ALONE,
 ) -> Refitted:
     """Refit the kept weights of a block's pruned matrices, in place.
 
@@ -76,6 +81,7 @@ def refit_block(
         how: steps, rate and seed.
         stored: dtype on disk, to which values are rounded before they are judged; None is the
             dtype they come in.
+        team: processes of which each has its part of the batches; all end with the same values.
 
     Returns:
         The errors before and after; the second is never above the first.
@@ -85,21 +91,20 @@ def refit_block(
     feed-forward part one after the other; here they learn together.
     """
     learned = _Learned(runs, matrices, stream, stored)
-    train, held = split(runs.batches)
-    before = best = _error(runs, held, stream, learned.leaves)
+    judge = _Judge(runs, stream, learned, team)
+    train, held = split(judge.batches)
+    before = best = judge.error(held)
     kept = learned.snapshot()
     adam = torch.optim.Adam(learned.groups(how.rate), betas=(0.9, 0.95))
     decay = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: 1 - step / how.steps)
     every = max(how.steps // CHECKS, 1)
     for step, batch in zip(range(1, how.steps + 1), _order(train, how.seed)):
-        with torch.enable_grad():
-            loss, size = _difference(runs, batch, stream, learned.leaves)
-            learned.take(torch.autograd.grad(loss / size, learned.parameters, allow_unused=True))
+        learned.take(judge.gradients(batch))
         adam.step()
         decay.step()
         learned.install()
         if step % every == 0 or step == how.steps:
-            error = _error(runs, held, stream, learned.leaves)
+            error = judge.error(held)
             if error < best:
                 best, kept = error, learned.snapshot()
     learned.write(kept)
@@ -164,26 +169,56 @@ def _rms(values: Tensor) -> float:
     return float(values.double().square().mean().sqrt()) if values.numel() else 0.0
 
 
-def _difference(
-    runs: BlockRuns, batch: int, stream: str, leaves: dict[str, nn.Parameter]
-) -> tuple[Tensor, Tensor]:
-    """||Y' - Y||² and ||Y||² of a batch's tokens."""
-    with torch.no_grad():
-        wanted = runs.output(batch, DENSE)[0].float()
-    found = runs.output(batch, stream, leaves)[0].float()
-    off, size = (found - wanted).square(), wanted.square()
-    tokens = runs.tokens(batch)
-    if tokens is not None and tokens.shape == off.shape[:2]:
-        off, size = off[tokens], size[tokens]
-    return off.sum(), size.sum().clamp(min=1e-30)
+class _Judge:
+    """How far a block's output is from the dense one's, on the batches of all processes.
 
+    Attributes:
+        batches: numbers of all that reach the block, in order.
+    """
 
-@torch.no_grad()
-def _error(
-    runs: BlockRuns, batches: Sequence[int], stream: str, leaves: dict[str, nn.Parameter]
-) -> float:
-    pairs = [_difference(runs, batch, stream, leaves) for batch in batches]
-    return float(sum(p[0] for p in pairs) / sum(p[1] for p in pairs))
+    def __init__(self, runs: BlockRuns, stream: str, learned: _Learned, team: Team) -> None:
+        self._runs, self._stream, self._learned, self._team = runs, stream, learned, team
+        found = team.gather(runs.batches)
+        self._owner = {batch: rank for rank, part in enumerate(found) for batch in part}
+        self.batches = list(self._owner)
+
+    def gradients(self, batch: int) -> list[Tensor | None]:
+        """Of a batch's relative error by each parameter; None where the batch uses it not."""
+        parameters, source = self._learned.parameters, self._owner[batch]
+        own: list[Tensor | None] = [None] * len(parameters)
+        if source == self._team.rank:
+            with torch.enable_grad():
+                loss, size = self._difference(batch)
+                own = list(torch.autograd.grad(loss / size, parameters, allow_unused=True))
+        used = self._team.gather([gradient is not None for gradient in own])[source]
+        for place, parameter in enumerate(parameters):
+            if used[place]:
+                gradient = own[place]
+                own[place] = torch.empty_like(parameter) if gradient is None else gradient
+                self._team.broadcast(own[place].detach(), source)
+        return own
+
+    @torch.no_grad()
+    def error(self, batches: Sequence[int]) -> float:
+        """The squared difference over all batches, by that of the dense output."""
+        own = [b for b in batches if self._owner[b] == self._team.rank]
+        pairs = torch.tensor([]) if not own else torch.stack(
+            [torch.stack(self._difference(batch)) for batch in own]
+        )  # fmt: skip
+        # Each process's batches come before those of the next: the order of sums is theirs.
+        found = [pair for part in self._team.gather(pairs.double().tolist()) for pair in part]
+        return sum(pair[0] for pair in found) / sum(pair[1] for pair in found)
+
+    def _difference(self, batch: int) -> tuple[Tensor, Tensor]:
+        """||Y' - Y||² and ||Y||² of a batch's tokens."""
+        with torch.no_grad():
+            wanted = self._runs.output(batch, DENSE)[0].float()
+        found = self._runs.output(batch, self._stream, self._learned.leaves)[0].float()
+        off, size = (found - wanted).square(), wanted.square()
+        tokens = self._runs.tokens(batch)
+        if tokens is not None and tokens.shape == off.shape[:2]:
+            off, size = off[tokens], size[tokens]
+        return off.sum(), size.sum().clamp(min=1e-30)
 
 
 def _order(batches: Sequence[int], seed: int) -> Iterator[int]:

@@ -42,6 +42,7 @@ CASES = {
     "experts 2": (2, "qwen2_moe", "sparsegpt", "--batch-size", "2"),
     "owl 4": (4, "gpt2", "wanda", "--allocation", "owl"),
     "atp 2": (2, "llama", "wanda", "--allocation", "atp", "--atp-candidates", "2"),
+    "refit 4": (4, "mixtral", "wanda", "--refit", "block", "--refit-steps", "12"),
     "permuted 2": (2, "llama", "ria", "--pattern", "2:4", "--channel-permutation"),
 }
 
