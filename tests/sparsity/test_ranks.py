@@ -86,12 +86,12 @@ def at_block(index, what):
 
 @pytest.mark.parametrize(("count", "killed", "again"), [(2, 1, 4), (4, 0, 1)])
 def test_a_killed_rank_ends_all_and_any_number_goes_on(command, tmp_path, count, killed, again):
-    stop = tmp_path / "when"
+    stop, argv = tmp_path / "when", command(tmp_path / "out")
 
     def run():
         if os.environ["RANK"] == str(killed):
             at_block(2, lambda: (stop.write_text(str(time.monotonic())), die()))
-        return call(command(tmp_path / "out"))
+        return call(argv)
 
     ended = in_ranks(count, run, tmp_path / "said")
     assert ended.pop(killed).code == -9
@@ -103,7 +103,7 @@ def test_a_killed_rank_ends_all_and_any_number_goes_on(command, tmp_path, count,
     assert "hint: run again with --resume" in said
     assert not (tmp_path / "out").exists()
 
-    resumed = lambda: call(command(tmp_path / "out", "llama", "wanda", "--resume", "--quiet"))
+    resumed = lambda: call([*argv, "--resume", "--quiet"])
     codes = [e.code for e in in_ranks(again, resumed, tmp_path / "again")] if again > 1 else []
     assert codes == [0] * again if again > 1 else resumed() == 0
     assert call(command(tmp_path / "one", "llama", "wanda", "--quiet")) == 0
@@ -111,10 +111,12 @@ def test_a_killed_rank_ends_all_and_any_number_goes_on(command, tmp_path, count,
 
 
 def test_a_death_ends_a_rank_that_is_deep_in_a_computation(command, tmp_path):
+    argv = command(tmp_path / "out")
+
     def run():
         busy = os.environ["RANK"] == "0"
         at_block(1, lambda: time.sleep(60) if busy else die())
-        return call(command(tmp_path / "out"))
+        return call(argv)
 
     begun = time.monotonic()
     first, second = in_ranks(2, run, tmp_path / "said")
@@ -124,13 +126,15 @@ def test_a_death_ends_a_rank_that_is_deep_in_a_computation(command, tmp_path):
 
 
 def test_an_error_of_one_rank_is_told_once(command, tmp_path):
+    argv = command(tmp_path / "out")
+
     def run():
         def fail():
             raise MemoryError
 
         if os.environ["RANK"] == "1":
             at_block(1, fail)
-        return call(command(tmp_path / "out"))
+        return call(argv)
 
     first, second = in_ranks(2, run, tmp_path / "said")
     assert (first.code, second.code) == (3, 3)
@@ -144,7 +148,8 @@ def test_a_wrong_request_is_told_once(command, tmp_path, monkeypatch, wrong):
     """Found before they meet, after, and by the command line itself."""
     monkeypatch.setattr(main, "_PATIENCE", 1.0)  # without a launcher nobody cuts it short
     out = tmp_path / "out"
-    ended = in_ranks(2, lambda: call(command(out, "llama", "wanda", *wrong)), tmp_path / "said")
+    argv = command(out, "llama", "wanda", *wrong)
+    ended = in_ranks(2, lambda: call(argv), tmp_path / "said")
     assert [e.code for e in ended] == [2, 2]
     assert ended[0].err.count("error:") == 1
     assert ended[1].err == ""
