@@ -64,6 +64,12 @@ def is_offline() -> bool:
 
 def _local_copy(corpus: Corpus, role: str) -> str:
     option = "--calib" if role == "calibration" else "--ppl"
+    if "prompt" in corpus.templates:  # a file by itself has no formats
+        entry = f"{corpus.name}: {{like: {corpus.name}, local: {{{role}: FILE}}}}"
+        return (
+            f"name a local copy in a file for `--registry` (`corpora: {{{entry}}}`), or use "
+            f"`{option} demo`, the shipped corpus"
+        )
     return (
         f"point to a local copy (FILE.jsonl:{corpus.column}, or a directory of parquet files), "
         f"or use `{option} demo`, the shipped corpus"

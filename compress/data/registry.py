@@ -162,7 +162,6 @@ def corpora(registry: str | Path | None = None) -> Mapping[str, Corpus]:
     return {**load_registry(), **load_registry(Path(registry))}
 
 
-@functools.cache
 def load_registry(path: Path | None = None) -> dict[str, Corpus]:
     """Read one registry file; by default the shipped one.
 
@@ -172,10 +171,20 @@ def load_registry(path: Path | None = None) -> dict[str, Corpus]:
     Raises:
         RequestError: the file can't be read or an entry breaks the schema; names file and line.
     """
+    if path is None:
+        return _read(shipped("registry.yaml"), False, 0)
+    try:
+        changed = path.stat().st_mtime_ns
+    except OSError as error:
+        raise RequestError(f"registry `{path}` can't be read: {error.strerror}") from error
+    return _read(path, True, changed)
+
+
+@functools.cache
+def _read(path: Path, own: bool, changed: int) -> dict[str, Corpus]:
+    """Read a registry file, anew where it has changed; a user's may build on the shipped one."""
     from compress.data.schema import read_entries
 
-    own = path is not None
-    path = path or shipped("registry.yaml")
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except (OSError, UnicodeDecodeError) as error:

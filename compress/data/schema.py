@@ -19,6 +19,7 @@ _REQUIRED = ("column", "columns", "licence")
 _TEXTS = ("hub", "config", "revision", "column", "licence", "separator", "group", "size", "about")
 _LISTS = ("columns", "tasks")
 _BY_ROLE = {"local": str, "splits": str, "files": str, "rows": int, "skip": int, "joined": str}
+_WORDS = {str: "string", int: "whole number", float: "number", bool: "true or false"}
 _KEYS = (*_TEXTS, *_LISTS, *_BY_ROLE, "made", "sampled", "fields", "templates", "like")
 _OF_SOURCE = (*SOURCES, "config", "revision", "splits", "files", "rows", "skip")
 
@@ -143,7 +144,7 @@ def _checked(key: str, place: Place) -> Any:
         return _strings(value, place)
     kind = _BY_ROLE[key]
     if not isinstance(value, dict) or not all(_is(v, kind) for v in value.values()):
-        raise place.fault(f"needs a {kind.__name__} for each role, is {value!r}")
+        raise place.fault(f"needs a {_WORDS[kind]} for each role, is {value!r}")
     for role in value:
         if role not in ROLES:
             raise place.fault(f"has the role `{role}`; roles are calibration, evaluation")
@@ -202,7 +203,7 @@ def _field(place: Place) -> Field:
             options["names"] = _strings(value, where)
         elif key in kinds:
             if not _is(value, kinds[key]):
-                raise where.fault(f"needs a {kinds[key].__name__}, is {value!r}")
+                raise where.fault(f"needs a {_WORDS[kinds[key]]}, is {value!r}")
             options[key] = value
         else:
             raise where.fault("is no step of a field", near_names(key, ["from", "names", *kinds]))
@@ -224,7 +225,7 @@ def _sampled(place: Place) -> Sampling:
             raise where.fault("is no option of sampling", near_names(key, kinds))
         value = child.value()
         if not _is(value, kinds[key]):
-            raise where.fault(f"needs a {kinds[key].__name__}, is {value!r}")
+            raise where.fault(f"needs a {_WORDS[kinds[key]]}, is {value!r}")
         options[key] = kinds[key](value)
     made = Sampling(**options)
     for key, holds, needed in (

@@ -6,33 +6,11 @@ import json
 
 import pytest
 import torch
+from number_texts import Words, numbers
 
 from compress.data import calibration_batches, prepare_calibration
 from compress.data.leakage import RUN, HeldOut
 from compress.errors import RequestError
-
-
-class Words:
-    """A tokenizer of numbers: "12 7" is [12, 7]; so tokens can be told apart."""
-
-    bos_token_id = None
-    eos_token_id = 1
-
-    def __init__(self, bos=None, eos=1):
-        self.bos_token_id = bos
-        self.eos_token_id = eos
-
-    def __call__(self, text, add_special_tokens=True, verbose=True):
-        one = isinstance(text, str)
-        begin = [self.bos_token_id] if self.bos_token_id is not None and add_special_tokens else []
-        ids = [
-            begin + [int(w) for w in t.split() if w.isdigit()] for t in ([text] if one else text)
-        ]
-        return {"input_ids": ids[0] if one else ids}
-
-
-def _text(start, count):
-    return " ".join(str(n) for n in range(start, start + count))
 
 
 def _windows(documents, tokenizer=None, **options):
@@ -40,8 +18,8 @@ def _windows(documents, tokenizer=None, **options):
     return torch.cat([batch["input_ids"] for batch in batches]), report
 
 
-SHORT = [_text(100 * (i + 1), 5 + i % 7) for i in range(200)]
-LONG = [_text(10_000, 3000)]
+SHORT = [numbers(100 * (i + 1), 5 + i % 7) for i in range(200)]
+LONG = [numbers(10_000, 3000)]
 
 
 @pytest.mark.parametrize("documents", [SHORT, LONG, SHORT + LONG], ids=["short", "long", "both"])
@@ -67,14 +45,14 @@ def test_short_documents_stay_whole_but_the_last_of_a_window():
 def test_a_long_document_is_cut_at_a_random_offset_into_runs():
     starts = set()
     for seed in range(40):
-        windows, _ = _windows([_text(10_000, 70)], samples=2, seqlen=32, seed=seed)
+        windows, _ = _windows([numbers(10_000, 70)], samples=2, seqlen=32, seed=seed)
         assert (windows.diff(dim=1) == 1).all()
         starts.add(int(windows.min()) - 10_000)
     assert starts == set(range(7))  # 70 = 2 * 32 + 6: the first and the last offset both occur
 
 
 def test_many_long_documents_are_all_used_before_any_is_used_twice():
-    documents = [_text(10_000 * (i + 1), 500) for i in range(10)]
+    documents = [numbers(10_000 * (i + 1), 500) for i in range(10)]
     windows, _ = _windows(documents, samples=10, seqlen=32)
     assert sorted((windows[:, 0] // 10_000).tolist()) == list(range(1, 11))
 
@@ -130,7 +108,7 @@ def test_without_an_end_token_documents_follow_a_blank_line():
 
 def test_what_was_cut_off_is_used_when_nothing_else_is_left():
     # 12 documents of 20 tokens in windows of 32: 12 * 20 + separators = 7 windows, not 6.
-    documents = [_text(100 * (i + 1), 20) for i in range(12)]
+    documents = [numbers(100 * (i + 1), 20) for i in range(12)]
     windows, _ = _windows(documents, samples=7, seqlen=32)
     real = windows[windows != 1]
     assert len(real.unique()) == len(real)
@@ -138,7 +116,7 @@ def test_what_was_cut_off_is_used_when_nothing_else_is_left():
 
 def test_the_ends_of_long_documents_are_used_when_nothing_else_is_left():
     # Two documents of 60 tokens give a window of 32 each; their ends, 2 * 28 tokens, a third.
-    windows, _ = _windows([_text(100, 60), _text(200, 60)], samples=3, seqlen=32)
+    windows, _ = _windows([numbers(100, 60), numbers(200, 60)], samples=3, seqlen=32)
     real = windows[windows != 1]
     assert len(real.unique()) == len(real)
 
@@ -148,7 +126,7 @@ def test_the_ends_of_long_documents_are_used_when_nothing_else_is_left():
 
 def test_too_short_a_text_says_tokens_there_and_needed():
     with pytest.raises(RequestError) as error:
-        calibration_batches([_text(0, 100)], Words(), samples=8, seqlen=32)
+        calibration_batches([numbers(0, 100)], Words(), samples=8, seqlen=32)
     message = error.value.message
     assert "too short" in message
     assert "100 tokens" in message
@@ -183,8 +161,8 @@ def test_documents_of_the_evaluation_are_dropped_whatever_their_white_space():
 
 def test_passages_of_the_evaluation_are_found_wherever_they_start():
     # The evaluation text is an excerpt of the calibration text: no document is equal.
-    text = _text(10_000, 3000)
-    excerpt = _text(11_000, 500)
+    text = numbers(10_000, 3000)
+    excerpt = numbers(11_000, 500)
     windows, report = _windows([text], samples=15, seqlen=128, held_out=[excerpt])
     assert report.dropped_windows >= 3
     shared = ((windows >= 11_000) & (windows < 11_500)).sum(1)
@@ -193,7 +171,7 @@ def test_passages_of_the_evaluation_are_found_wherever_they_start():
 
 def test_unrelated_text_drops_nothing():
     reference, _ = _windows(SHORT, samples=20, seqlen=32)
-    windows, report = _windows(SHORT, samples=20, seqlen=32, held_out=[_text(50_000, 5000)])
+    windows, report = _windows(SHORT, samples=20, seqlen=32, held_out=[numbers(50_000, 5000)])
     assert torch.equal(windows, reference)
     assert (report.dropped_documents, report.dropped_windows) == (0, 0)
 
