@@ -269,15 +269,7 @@ class Source:
         total = len(self.tensors)
         for done, (name, tensor) in enumerate(self._mapped()):
             progress("check weights", done, total, name)
-            if not tensor.is_floating_point():
-                continue
-            nan, infinite = _count_not_finite(tensor)
-            if nan or infinite:
-                raise RequestError(
-                    f"`{name}` in `{self.tensors[name].file}` holds {nan} NaN and {infinite} "
-                    f"infinite of {tensor.numel():,} values",
-                    "the checkpoint is damaged or diverged in training; take another one",
-                )
+            require_finite(name, tensor, f" in `{self.tensors[name].file}`")
         progress("check weights", total, total)
 
 
@@ -331,6 +323,27 @@ def _tensor_digest(item: tuple[str, torch.Tensor]) -> bytes:
     for piece in tensor.contiguous().reshape(-1).split(_CHUNK):
         own.update(memoryview(piece.view(torch.uint8).numpy()))
     return f"{name} {tensor.dtype} {tuple(tensor.shape)} {own.hexdigest()}\n".encode()
+
+
+def require_finite(name: str, tensor: torch.Tensor, place: str = "") -> None:
+    """Refuse a stored weight with a value that isn't finite; other dtypes than floats pass.
+
+    Args:
+        name: of the weight.
+        tensor: the weight, on any device; a chunk of it is looked at at a time.
+        place: where it lies, for the message, such as " in `model.safetensors`".
+
+    Raises:
+        RequestError: it holds NaN or an infinity; how many is said.
+    """
+    if not tensor.is_floating_point():
+        return
+    nan, infinite = _count_not_finite(tensor)
+    if nan or infinite:
+        raise RequestError(
+            f"`{name}`{place} holds {nan} NaN and {infinite} infinite of {tensor.numel():,} values",
+            "the checkpoint is damaged or diverged in training; take another one",
+        )
 
 
 def _count_not_finite(tensor: torch.Tensor) -> tuple[int, int]:

@@ -125,5 +125,5 @@ def allocation_remarks(found: Mapping[str, Any]) -> list[str]:
             f"slopes on {search['held_out_windows']} held-out windows of the calibration text"
         )
     elif "atp" not in names:
-        lines.append("atp, whose slope is searched: `--allocation atp`, `--compare-allocations`")
+        lines.append("atp isn't shown, since its slope is searched: `--compare-allocations` does")
     return lines

@@ -168,6 +168,9 @@ def _given_plan(job: Job, plan: str | Path | Plan | None) -> Plan | None:
         digest = job.team.from_first(job.source.digest)
         names = [m.name for m in job.matrices]
         plan = read_plan(Path(plan), command=planning.COMMAND, model_digest=digest, modules=names)
+    idle = planning.idle_beside(plan, job.settings)
+    if idle:
+        job.notes.append(f"the plan given decides the shares: {idle} had no say")
     said = planning.said_of_rows(plan)
     if said == "trim":
         job.settings = dataclasses.replace(job.settings, rows="trim")

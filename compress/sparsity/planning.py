@@ -17,7 +17,7 @@ from compress.errors import RequestError
 from compress.numerics.allocation import to_counts
 from compress.sparsity.allocators.ground import Ground, Measured, block_shares
 from compress.sparsity.allocators.maps import by_line, shifted, steepest
-from compress.sparsity.allocators.table import ALLOCATORS, shares_of, shown_values
+from compress.sparsity.allocators.table import ALLOCATORS, OPTIONS, shares_of, shown_values
 from compress.sparsity.patterns import (
     mixed_bounds,
     mixed_rows,
@@ -252,6 +252,17 @@ def _row_counts(row: Mapping[str, Any], matrix: Matrix) -> tuple[int, ...] | str
             "leave `rows` out, and the method spreads the zeros",
         )
     return tuple(rows)
+
+
+def idle_beside(plan: Plan, settings: AlphaPruneSettings) -> str:
+    """The options of an allocation that were asked for and that a given plan makes idle."""
+    names = ("sparsity", "allocation", "granularity", "min_sparsity", "max_sparsity", *OPTIONS)
+    asked = {name: getattr(settings, name) for name in names}
+    return ", ".join(
+        f"`--{name.replace('_', '-')} {value}`"
+        for name, value in asked.items()
+        if value != getattr(type(settings), name) and value != plan.options.get(name)
+    )
 
 
 def said_of_rows(plan: Plan) -> str:

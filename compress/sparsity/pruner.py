@@ -13,8 +13,8 @@ from torch import Tensor
 from compress.calibration.sums import ChunkedSums, Seen
 from compress.checkpoints.anatomy import Block, Matrix
 from compress.checkpoints.replay import BlockRuns
+from compress.checkpoints.source import require_finite
 from compress.checkpoints.walk import BlockWeights
-from compress.errors import RequestError
 from compress.numerics.ranks import ALONE, Team, shares
 from compress.sparsity.channel_folding import Folding
 from compress.sparsity.journal import Journal
@@ -242,8 +242,7 @@ class Pruner:
     def edit(self, block: Block, names: Sequence[str], weights: BlockWeights) -> None:
         """Prune the matrices of one stage in place."""
         for name in names:
-            if not bool(weights.read(name, self.stream).isfinite().all()):
-                raise RequestError(f"`{name}` holds NaN or Inf", "repair or re-download the model")
+            require_finite(name, weights.read(name, self.stream))
         if names and self._team.size > 1:
             device = weights.read(names[0], self.stream).device
             for statistic in self._statistics.values():

@@ -228,7 +228,7 @@ class AlphaPruneSettings:
             ("select", self.select, SELECTIONS),
         ]
         return [
-            (f"`--{option} {value}` isn't a {option}", _near(value, known))
+            (f"`--{option} {value}` isn't {_article(option)} {option}", _near(value, known))
             for option, value, known in choices
             if value not in known
         ]
@@ -307,6 +307,15 @@ class AlphaPruneSettings:
                     "leave `--sparsity` out.",
                 )
             )
+        if not self.min_sparsity <= implied <= self.max_sparsity:
+            faults.append(
+                (
+                    f"`--pattern {self.pattern}` removes {implied:g} of every matrix, outside "
+                    f"`--min-sparsity {self.min_sparsity:g}` to `--max-sparsity "
+                    f"{self.max_sparsity:g}`",
+                    "only that share can be reached.",
+                )
+            )
         if self.rule != "uniform":
             faults.append(
                 (
@@ -316,6 +325,10 @@ class AlphaPruneSettings:
                 )
             )
         return faults
+
+
+def _article(name: str) -> str:
+    return "an" if name[0] in "aeiou" else "a"
 
 
 def _near(value: str, known: tuple[str, ...]) -> str:

@@ -52,7 +52,7 @@ def test_nothing_is_shown_of_nothing_and_no_scores_without_a_comparison():
     plain = {key: FOUND[key] for key in ("blocks", "shares")}
     assert "minus it" not in allocation_text(plain, width=80, terminal=False)
     without = {**plain, "shares": {"alpha": [0.5, 0.7], "uniform": [0.6, 0.6]}}
-    assert "`--allocation atp`" in allocation_text(without, width=80, terminal=False)
+    assert "`--compare-allocations`" in allocation_text(without, width=80, terminal=False)
 
 
 def test_long_block_names_fold_and_leave_no_room_for_bars():

@@ -17,6 +17,7 @@ from compress.checkpoints.placement import compute_dtype
 from compress.checkpoints.walk import BlockWeights, walk
 from compress.numerics.ranked import kth_smallest
 from compress.numerics.ranks import ALONE, Team
+from compress.progress import renamed
 from compress.sparsity.allocators.ground import Ground, Measured, Values, filled
 from compress.sparsity.allocators.maps import by_spread, dlp_spread, outlier_share
 from compress.sparsity.masks import wanda_score
@@ -133,7 +134,7 @@ def _measure(ground: Ground, reduce: Reduce, column: str) -> Measured:
         device=ground.device,
         dtype=compute_dtype(ground.source.dtype, ground.device),
         streams=(STREAM,),
-        progress=ground.progress,
+        progress=renamed(ground.progress, "scores"),
         propagate="dense",
         team=ground.team,
     )

@@ -80,10 +80,10 @@ def _searched(ground: Ground, limit: float) -> tuple[float, dict[str, Any]]:
     count = settings.atp_candidates if limit > 0 else 1
     losses: dict[float, float] = {}
     tried = coarse_slopes(limit, count)
-    losses |= _losses(ground, tried)
+    losses |= _losses(ground, tried, 1)
     fine = fine_slopes(_best(losses), limit, tried, count)
     if fine:
-        losses |= _losses(ground, fine)
+        losses |= _losses(ground, fine, 2)
     best = _best(losses)
     record = {
         "beta": best,
@@ -100,8 +100,14 @@ def _best(losses: dict[float, float]) -> float:
     return min(sorted(losses), key=lambda beta: losses[beta])
 
 
-def _losses(ground: Ground, slopes: Sequence[float]) -> dict[float, float]:
-    """Prune with every slope in one walk; the mean loss of each on the held-out windows."""
+def _losses(ground: Ground, slopes: Sequence[float], part: int) -> dict[float, float]:
+    """Prune with every slope in one walk; the mean loss of each on the held-out windows.
+
+    Args:
+        ground: what the allocation rests on.
+        slopes: the candidates.
+        part: of the search, 1 or 2, for the progress.
+    """
     settings, source = ground.settings, ground.source
     dtype = resolve_dtype(settings.dtype)
     running = dtype or compute_dtype(source.dtype, ground.device)
@@ -133,7 +139,7 @@ def _losses(ground: Ground, slopes: Sequence[float]) -> dict[float, float]:
         device=ground.device,
         dtype=running if running != source.dtype else None,
         streams=list(names),
-        progress=renamed(ground.progress, "atp search"),
+        progress=renamed(ground.progress, f"atp {part}/2"),
         on_output=heard,
         held_out=ground.held_out,
     )

@@ -77,11 +77,14 @@ def _measured(ground: Ground, metric: str, windows: FarmsSettings | None) -> Mea
 
 
 def _warnings(rows: Sequence[SpectrumRow], metric: str) -> list[str]:
-    cut = [row for row in rows if row.warning and row.warning.startswith("FARMS window")]
-    warnings = [f"{row.module}: {row.warning}" for row in rows if row.warning and row not in cut]
-    if cut:
-        first = cut[0]
-        warnings.append(f"{first.warning} in `{first.module}` and in {len(cut) - 1} other matrices")
+    warnings = [f"{row.module}: {row.warning}" for row in rows if row.warning]
+    noted: dict[str, list[str]] = {}
+    for row in rows:
+        for note in row.notes:  # such as a window that was cut to fit
+            noted.setdefault(note, []).append(row.module)
+    for note, names in noted.items():
+        more = f" and in {len(names) - 1} other matrices" if len(names) > 1 else ""
+        warnings.append(f"{note} in `{names[0]}`{more}")
     small = [row for row in rows if min(row.shape) < PEAK_NEEDS]
     if small and metric in PEAK_METRICS:
         warnings.append(
