@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from compress.numerics.allocation import to_counts
 from compress.sparsity.allocators import by_metric, outlier_share
 from compress.sparsity.allocators.maps import by_spread
 
@@ -47,6 +48,24 @@ def test_bounds_hold_and_the_mean_stays():
     assert float(shares.max()) <= 0.9
     assert float(shares.min()) >= 0.5
     assert mean(shares, sizes) == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_counts_are_exact_for_random_shapes_sparsities_and_spreads(seed):
+    g = torch.Generator().manual_seed(seed)
+    n = int(torch.randint(1, 60, (), generator=g))
+    sizes = torch.randint(1, 5000, (n,), generator=g)
+    metric = (torch.rand(n, generator=g) * 6).tolist()
+    low, sparsity, epsilon = (float(x) for x in torch.rand(3, generator=g) * 0.98)
+    low = low * sparsity  # the wider epsilon, the more shares the bounds clip
+    high = sparsity + (0.99 - sparsity) * float(torch.rand((), generator=g))
+    shares = by_metric(
+        metric, sizes.tolist(), sparsity, epsilon=epsilon, bounds=(low, high), sign=(-1) ** seed
+    )
+    counts = to_counts(shares, sizes, sparsity)
+    assert int(counts.sum()) == round(sparsity * int(sizes.sum()))
+    assert float((counts - shares * sizes).abs().max()) < 1 + 1e-6
+    assert low - 1e-9 <= float(shares.min()) <= float(shares.max()) <= high + 1e-9
 
 
 def test_bounds_that_cannot_hold_are_named_with_the_range():

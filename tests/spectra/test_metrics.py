@@ -82,7 +82,14 @@ def test_a_geometric_spectrum_follows_the_codes_convention():
 
 
 @pytest.mark.parametrize(
-    ("out", "inp", "limit"), [(1024, 1024, 2.1217), (512, 1024, 2.7058), (256, 1024, 3.4546)]
+    ("out", "inp", "limit"),
+    [
+        (1024, 1024, 2.1217),
+        (512, 1024, 2.7058),
+        (384, 1024, 2.9910),
+        (256, 1024, 3.4546),
+        (512, 4096, 4.4699),
+    ],
 )
 def test_gaussian_limits(out, inp, limit):
     measured = shape_metrics(gram_eigenvalues(gaussian(out, inp)))
