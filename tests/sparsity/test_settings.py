@@ -31,7 +31,7 @@ def check(**given):
         ({"pattern": "2-4"}, ["isn't N:M"]),
         ({"pattern": "2:4", "sparsity": 0.6}, ["removes 0.5", "leave `--sparsity` out"]),
         ({"pattern": "2:4", "allocation": "alpha"}, ["`--allocation alpha` can't act"]),
-        ({"pattern": "2:4", "max_sparsity": 0.4}, ["removes 0.5 of every matrix", "0 to", "0.4"]),
+        ({"pattern": "2:4", "max_sparsity": 0.4}, ["removes 0.5 of every matrix", "0.4"]),
         ({"pattern": "1:4", "min_sparsity": 0.8}, ["removes 0.75 of every matrix"]),
         ({"pattern": "2:7", "method": "sparsegpt"}, ["isn't a multiple of 7"]),
         ({"pattern": "mixed:7", "method": "sparsegpt"}, ["isn't a multiple of 7"]),

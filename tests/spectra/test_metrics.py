@@ -88,7 +88,7 @@ def test_a_geometric_spectrum_follows_the_codes_convention():
         (512, 1024, 2.7058),
         (384, 1024, 2.9910),
         (256, 1024, 3.4546),
-        (512, 4096, 4.4699),
+        (1024, 8192, 4.4699),
     ],
 )
 def test_gaussian_limits(out, inp, limit):
