@@ -1,0 +1,150 @@
+"""The arms of the grid: what each run trains, and where its learning rate comes from.
+
+A run is an arm and a seed. Options are those of compress.train_spam, train_meap and train_mixln.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+SEEDS = (0, 1, 2)
+SWEEP_SEED = 100
+STEPS, BATCH = 400, 8
+
+# The papers' 500 steps between resets, 150 of warm-up and 20 without clipping (of 10,000 steps and
+# more), brought to runs of 400 steps.
+SPAM: dict[str, Any] = {
+    "optimizer": "spam", "reset_every": 100, "reset_warmup": 30, "settle": 10, "max_grad_norm": 0.0,
+}  # fmt: skip
+# Gammas of the paper's runs in 16 bits; those of its 4-bit runs are the options' defaults.
+STABLE_4BIT: dict[str, Any] = {
+    "optimizer": "stable-spam", "reset_every": 100, "max_grad_norm": 0.0,
+}  # fmt: skip
+STABLE = {**STABLE_4BIT, "gamma1": 0.85, "gamma2": 0.99999}
+ADAM: dict[str, Any] = {"optimizer": "adamw", "max_grad_norm": 1.0}
+FREE = {**ADAM, "max_grad_norm": 0.0}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One kind of run.
+
+    Attributes:
+        name: "group/what".
+        options: of the train function.
+        sweep: whose best learning rate it takes; None: the options name it.
+        door: which train function.
+        shape, family, corpus: of the model and its text, in `corpus`.
+        seeds: to run.
+        needs: an option of the train functions that must exist, else the arm waits.
+    """
+
+    name: str
+    options: Mapping[str, Any]
+    sweep: str | None = None
+    door: str = "train_spam"
+    shape: str = "base"
+    family: str = "llama"
+    corpus: str = "openwebtext"
+    seeds: tuple[int, ...] = SEEDS
+    needs: tuple[str, ...] = field(default=())
+
+
+def _norm(kind: str) -> dict[str, Any]:
+    return {**ADAM, "norm": kind}
+
+
+NORMS = ("pre", "post", "mix", "lns")
+# Optimizer of each sweep, its model, and the first three rates tried.
+SWEEPS: dict[str, tuple[dict[str, Any], str, tuple[float, ...]]] = {
+    "adam": (ADAM, "base", (2e-3, 4e-3, 8e-3)),
+    "spam": (SPAM, "base", (2e-3, 4e-3, 8e-3)),
+    "stable-spam": (STABLE, "base", (2e-3, 4e-3, 8e-3)),
+    "spam-25": ({**SPAM, "density": 0.25}, "base", (4e-3, 8e-3, 1.6e-2)),
+    "galore": ({**ADAM, "optimizer": "galore", "rank": 20}, "base", (8e-3, 1.6e-2, 3.2e-2)),
+    "adam-mini": ({**ADAM, "optimizer": "adam-mini"}, "base", (2e-3, 4e-3, 8e-3)),
+    **{f"norm-{kind}": (_norm(kind), "deep12", (1e-3, 2e-3, 4e-3)) for kind in NORMS},
+}
+MOST_RATES = 5
+
+
+def _optimizers() -> list[Arm]:
+    kinds = {
+        "adam": (FREE, "adam"),
+        "adam+clip": (ADAM, "adam"),
+        "spam": (SPAM, "spam"),
+        "spam+clip": ({**SPAM, "max_grad_norm": 1.0}, "spam"),
+        "stable-spam": (STABLE, "stable-spam"),
+    }
+    arms = [Arm(f"clean/{name}", options, sweep) for name, (options, sweep) in kinds.items()]
+    for name, (options, sweep) in kinds.items():
+        arms.append(Arm(f"spikes/{name}", options, sweep, needs=("inject_spikes",)))
+    return arms
+
+
+def _norms() -> list[Arm]:
+    return [
+        Arm(f"{shape}/{kind}", _norm(kind), f"norm-{kind}", "train_mixln", shape)
+        for shape in ("deep12", "deep24")
+        for kind in NORMS
+    ]
+
+
+def _masked() -> list[Arm]:
+    same = {**ADAM, "betas": (0.9, 0.999), "weight_decay": 0.0}  # as in the arms without masks
+    kinds = {"meap": {}, "meap, annealed": {"p_schedule": "anneal"}}
+    return [Arm(f"meap/{name}", {**same, **own}, "adam", "train_meap") for name, own in kinds.items()]
+
+
+def _memory() -> list[Arm]:
+    return [
+        Arm("memory/spam d=0.25", {**SPAM, "density": 0.25}, "spam-25"),
+        Arm("memory/spam d=0.5", {**SPAM, "density": 0.5}, "spam-25"),
+        Arm("memory/galore", SWEEPS["galore"][0], "galore"),
+        Arm("memory/adam-mini", SWEEPS["adam-mini"][0], "adam-mini"),
+    ]
+
+
+ARMS: list[Arm] = [
+    *_optimizers(),
+    *_norms(),
+    *_masked(),
+    *_memory(),
+]
+
+
+def sweep_arms(name: str) -> Arm:
+    """The arm of a sweep, without its rate."""
+    options, shape, _ = SWEEPS[name]
+    door = "train_mixln" if name.startswith("norm-") else "train_spam"
+    return Arm(f"sweep/{name}", options, None, door, shape, seeds=(SWEEP_SEED,))
+
+
+def next_rates(name: str, losses: Mapping[float, float]) -> list[float]:
+    """The rates of a sweep still to be tried: three at first, then on beyond a best one at the end.
+
+    Args:
+        name: a key of SWEEPS.
+        losses: rate -> held-out loss, infinite where a run failed.
+    """
+    rates = SWEEPS[name][2]
+    missing = [rate for rate in rates if rate not in losses]
+    if missing or len(losses) >= MOST_RATES:
+        return missing
+    tried = sorted(losses)
+    best = min(tried, key=lambda rate: losses[rate])
+    if best == tried[-1]:
+        return [_rounded(2 * best)]
+    return [_rounded(best / 2)] if best == tried[0] else []
+
+
+def best_rate(losses: Mapping[float, float]) -> float:
+    """The rate of the lowest loss."""
+    return min(losses, key=lambda rate: losses[rate])
+
+
+def _rounded(rate: float) -> float:
+    return round(rate, 2 - math.floor(math.log10(rate)))
