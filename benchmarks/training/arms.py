@@ -96,7 +96,9 @@ def _norms() -> list[Arm]:
 def _masked() -> list[Arm]:
     same = {**ADAM, "betas": (0.9, 0.999), "weight_decay": 0.0}  # as in the arms without masks
     kinds = {"meap": {}, "meap, annealed": {"p_schedule": "anneal"}}
-    return [Arm(f"meap/{name}", {**same, **own}, "adam", "train_meap") for name, own in kinds.items()]
+    return [
+        Arm(f"meap/{name}", {**same, **own}, "adam", "train_meap") for name, own in kinds.items()
+    ]
 
 
 def _memory() -> list[Arm]:

@@ -4,9 +4,10 @@
 
 Each run trains 400 steps of 8 x 128 tokens with one of compress.train_spam, train_meap and
 train_mixln, on one thread, and is then scored on held-out text; all runs of a seed see the same
-tokens in the same order. A finished run is a line in grid.jsonl. The grid goes on where it stopped,
-also inside a run; weights lie in the place. Learning rates: `arms.SWEEPS`, one seed of its own, the
-best of three or more (doubled or halved on while the best is at an end); an arm waits for its sweep.
+tokens in the same order. A finished run is a line in grid.jsonl. The grid goes on where it
+stopped, also inside a run; weights lie in the place. Learning rates: `arms.SWEEPS`, one seed of its
+own, the best of three or more (doubled or halved on while the best is at an end); an arm waits for
+its sweep.
 
     --only NAMES   arms whose name begins with one of these, comma separated; their sweeps too
     --list         what could start now
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import corpus
-from arms import ARMS, BATCH, STEPS, SWEEP_SEED, SWEEPS, Arm, best_rate, next_rates, sweep_arms
+from arms import ARMS, BATCH, STEPS, SWEEP_SEED, Arm, best_rate, next_rates, sweep_arms
 
 HELD_OUT_WINDOWS, DEPTH_WINDOWS = 600, 16
 

@@ -97,10 +97,20 @@ def _stable(p: Tensor, clipped: Tensor, m: Tensor, v: Tensor, s: Sequence[Tensor
 
 
 def row_statistics(rows: Tensor, largest: Tensor, squares: Tensor) -> None:
-    """Write each row's largest |entry| and its sum of squares: rows [n, width], results [n]."""
+    """Write each row's largest |entry| and its sum of squares: rows [n, width], results [n].
+
+    Eight parts of a row are put together first: one running sum would wait for its own addition.
+    """
     values = rows.to(largest.dtype)
-    largest.copy_(values.abs().amax(1))
-    squares.copy_((values * values).sum(1))
+    parts = values.chunk(8, 1) if values.shape[1] % 8 == 0 else [values]
+    largest.copy_(_fold([part.abs() for part in parts], torch.maximum).amax(1))
+    squares.copy_(_fold([part * part for part in parts], torch.add).sum(1))
+
+
+def _fold(parts: list[Tensor], join: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    while len(parts) > 1:
+        parts = [join(*pair) for pair in zip(parts[::2], parts[1::2])]
+    return parts[0]
 
 
 def clipped_square(g: Tensor, top: Any, factor: Any, clamp: bool) -> Tensor:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed import ReduceOp, all_reduce
 from torch.distributed.tensor import DTensor
 
@@ -109,31 +109,52 @@ class Measured:
 
 
 class MeasuredRows(Measured):
-    """On the CPU: gradients in rows of 4096, with each row's largest entry and sum of squares."""
+    """On the CPU: gradients in rows of 4096, with each row's largest entry and sum of squares.
+
+    What is left of a gradient, less than a row, is padded with zeros to a row of its own.
+    """
 
     def _largest(self) -> Tensor:
-        self._rows = [_in_rows(g) for g in self._gradients]
-        self._stats = _reduce_rows(self._rows, self._engine)
-        tops = []
-        for g, (largest, _) in zip(self._gradients, self._stats):
-            rest = _rest(g).abs().to(largest.dtype)
-            # Of an empty shard the largest entry is 0.
-            tops.append(torch.cat([largest, rest]).max() if g.numel() else largest.new_zeros(()))
-        return torch.stack(tops).double()
+        rows, rests = [_in_rows(g) for g in self._gradients], [_rest(g) for g in self._gradients]
+        self._parts, owners, stats = rows, list(range(len(rows))), _reduce_rows(rows, self._engine)
+        left = [i for i, rest in enumerate(rests) if len(rest)]
+        if left:
+            padded = nn.utils.rnn.pad_sequence([rests[i] for i in left], batch_first=True)
+            tops, squares = _row_statistics(padded)
+            self._parts, owners = [*rows, *padded.split(1)], [*owners, *left]
+            stats += list(zip(tops.split(1), squares.split(1)))
+        counts = torch.tensor([len(part) for part in self._parts])
+        self._ends = counts.cumsum(0).tolist()
+        self._owner = torch.tensor(owners).repeat_interleave(counts)
+        self._tops, self._row_squares = (torch.cat(values) for values in zip(*stats))
+        # NaN has no place in an order; of an empty shard the largest entry is 0.
+        tops = torch.where(torch.isfinite(self._tops), self._tops, float("inf"))
+        largest = tops.new_zeros(len(rows))
+        return largest.scatter_reduce_(0, self._owner, tops, "amax").double()
 
     def _squares(self, limit: Tensor, factor: Tensor, over: Tensor, clamp: bool) -> Tensor:
-        sums = []
+        limits, factors = (values.to(self._tops.dtype) for values in (limit, factor))
+        above = over[self._owner] & (self._tops > limits[self._owner])
+        squares = self._row_squares.double()
         # Numbers of CPU tensors: nothing is waited for.
-        for i, (top, by, hit) in enumerate(zip(limit.tolist(), factor.tolist(), over.tolist())):
-            largest, squares = self._stats[i]
-            rest = kernels.clipped_square(_rest(self._gradients[i]), top, by, clamp).double()
-            if not hit:
-                sums.append(rest + squares.sum(dtype=torch.float64))
-                continue
-            above = largest > top
-            again = kernels.clipped_square(self._rows[i][above], top, by, clamp).double()
-            sums.append(rest + again + torch.where(above, 0.0, squares).sum(dtype=torch.float64))
-        return torch.stack(sums)
+        places = above.nonzero().flatten()
+        first, begin = 0, 0
+        for part, end in zip(self._parts, self._ends):
+            stop = int(torch.searchsorted(places, end)) if first < len(places) else first
+            if stop > first:
+                some = places[first:stop]
+                owner = self._owner[some[0]]
+                again = part[some - begin] if stop - first < len(part) else part
+                squares[some] = _squares_after(again, limits[owner], factors[owner], clamp)
+            first, begin = stop, end
+        return torch.zeros_like(limit).index_add_(0, self._owner, squares)
+
+
+def _squares_after(rows: Tensor, limit: Tensor, factor: Tensor, clamp: bool) -> Tensor:
+    """Each row's sum of squares after entries above `limit` are cut, float64."""
+    size = rows.to(limit.dtype).abs()
+    cut = size.clamp(max=limit) if clamp else torch.where(size > limit, size * factor, size)
+    return cut.square_().sum(1).double()
 
 
 def _in_rows(g: Tensor) -> Tensor:
@@ -150,14 +171,21 @@ def _rest(g: Tensor) -> Tensor:
 
 def _reduce_rows(rows: list[Tensor], engine: kernels.Engine) -> list[tuple[Tensor, Tensor]]:
     """Each tensor's (largest, sum of squares) by row."""
-    dtype = torch.promote_types(rows[0].dtype, torch.float32)
-    found = [(torch.empty(len(r), dtype=dtype), torch.empty(len(r), dtype=dtype)) for r in rows]
     # One row alone isn't worth, nor safe for, a graph whose number of rows is a variable.
+    found = [_empty(r) if len(r) > 1 else _row_statistics(r) for r in rows]
     long = [i for i, r in enumerate(rows) if len(r) > 1]
     if long:
         lists = [[rows[i] for i in long], *([found[i][k] for i in long] for k in (0, 1))]
         engine.run(kernels.row_statistics, lists)
-    for r, (largest, squares) in zip(rows, found):
-        if len(r) == 1:
-            kernels.row_statistics(r, largest, squares)
     return found
+
+
+def _empty(rows: Tensor) -> tuple[Tensor, Tensor]:
+    dtype = torch.promote_types(rows.dtype, torch.float32)
+    return torch.empty(len(rows), dtype=dtype), torch.empty(len(rows), dtype=dtype)
+
+
+def _row_statistics(rows: Tensor) -> tuple[Tensor, Tensor]:
+    largest, squares = _empty(rows)
+    kernels.row_statistics(rows, largest, squares)
+    return largest, squares
