@@ -16,7 +16,6 @@ its sweep.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import math
 import multiprocessing
@@ -65,12 +64,9 @@ def sweep_losses(name: str, done: dict[str, dict[str, Any]]) -> dict[float, floa
 
 def pending(only: tuple[str, ...], done: dict[str, dict[str, Any]]) -> Iterator[Run]:
     """Runs that are open and could start now, the most important first."""
-    options = _train_options()
     asked: set[str] = set()
     for arm in ARMS:
         if only and not arm.name.startswith(only):
-            continue
-        if any(need not in options for need in arm.needs):
             continue
         assert arm.sweep is not None
         losses = sweep_losses(arm.sweep, done)
@@ -84,12 +80,6 @@ def pending(only: tuple[str, ...], done: dict[str, dict[str, Any]]) -> Iterator[
             run = Run(arm, seed, best_rate(losses))
             if run.key not in done:
                 yield run
-
-
-def _train_options() -> set[str]:
-    from compress.training.settings import TrainSettings
-
-    return {f.name for f in dataclasses.fields(TrainSettings)}
 
 
 # One run
@@ -114,7 +104,7 @@ def perform(run: Run, place: Path) -> dict[str, Any]:
         "data": [str(text / f"{arm.corpus}.jsonl")], "tokenizer": str(text / "tokenizer"),
         "steps": STEPS, "batch_size": BATCH, "seqlen": corpus.LENGTH, "seed": run.seed,
         "lr": run.lr, "ppl": [held], "eval_seqlen": corpus.LENGTH, "limit": HELD_OUT_WINDOWS,
-        "save_every": STEPS // 4, "keep": 1, "device": "cpu", **arm.options,
+        "save_every": STEPS // 4, "keep": 1, "device": "cpu", "spikes": False, **arm.options,
     }  # fmt: skip
     model = str(text / f"{arm.family}-{arm.shape}")
     train = getattr(compress, arm.door)
@@ -150,7 +140,7 @@ def measured(receipt: dict[str, Any], held: str) -> dict[str, Any]:
         "tokens": training["tokens"],
         "state_bytes": training["optimizer_state_bytes"],
         "skipped": training["skipped"],
-        **{key: value for key, value in training.items() if "spike" in key},
+        "spikes": training.get("spikes"),
         "parameters": receipt["after"].get("parameters"),
         "train_seconds": round(receipt["cost"]["seconds"]["train"], 1),
     }
