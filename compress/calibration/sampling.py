@@ -93,7 +93,7 @@ class Sampler:
         tokens = kept_tokens = 0
         number = 0
         while True:
-            found = self._group(number, state)
+            found = self.group(number, state)
             kept = kept_of(found, self.options)
             tokens += sum(len(text.ids) for text in found)
             kept_tokens += sum(len(text.ids) for text in kept)
@@ -107,8 +107,14 @@ class Sampler:
                 )
             yield from (text.ids for text in kept)
 
-    def _group(self, number: int, state: _Model) -> list[Text]:
-        """Take a group from the cache, or sample it."""
+    def group(self, number: int, state: _Model | None = None) -> list[Text]:
+        """Return all texts of a group, from the cache or sampled now.
+
+        Args:
+            number: of the group, from 0.
+            state: the model, where it is open already.
+        """
+        state = state or _Model(self)
         path = self._path(number, state)
         try:
             return [Text(ids, loss) for ids, loss in json.loads(path.read_bytes())]
