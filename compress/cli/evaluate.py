@@ -10,6 +10,8 @@ from compress.cli import options as opt
 from compress.cli.options import option
 from compress.cli.session import session
 
+LONG = "Long context (tasks needle, multidoc, longreason)"
+
 
 @click.command("eval", cls=opt.Command)
 @click.argument("models", nargs=-1, required=True, metavar="MODEL…")
@@ -21,6 +23,76 @@ from compress.cli.session import session
 )
 @opt.EVALUATION
 @opt.REGISTRY
+@opt.options(
+    option(
+        "--context-lengths",
+        multiple=True,
+        callback=opt.number_list(int),
+        metavar="L,…",
+        heading=LONG,
+        help="tokens of a prompt with its answer  [default: 1/4, 1/2, 1 of the limit or 4096]",
+    ),
+    option(
+        "--depths",
+        multiple=True,
+        callback=opt.number_list(float),
+        metavar="D,…",
+        heading=LONG,
+        help="needle: shares of the text before it  [default: 0,0.25,0.5,0.75,1]",
+    ),
+    option(
+        "--documents",
+        multiple=True,
+        callback=opt.number_list(int),
+        metavar="N,…",
+        heading=LONG,
+        help="multidoc: documents a prompt  [default: those of 3,5,10,20 that fit]",
+    ),
+    option(
+        "--hops",
+        multiple=True,
+        callback=opt.number_list(int),
+        metavar="N,…",
+        heading=LONG,
+        help="longreason: links from the question to the value  [default: 1,2,4]",
+    ),
+    option(
+        "--per-cell",
+        type=int,
+        metavar="N",
+        heading=LONG,
+        help="items of each cell, such as a depth at a length  [default: 8]",
+    ),
+    option(
+        "--choices",
+        type=int,
+        metavar="N",
+        heading=LONG,
+        help="answers of which one is right  [default: 4]",
+    ),
+    option(
+        "--haystack",
+        metavar="DATA,…",
+        heading=LONG,
+        help="text around needles and chains  [default: demo, the shipped corpus]",
+    ),
+    option(
+        "--qa",
+        type=click.Path(),
+        metavar="FILE",
+        heading=LONG,
+        help="multidoc: questions, passages, answers  [default: from templates]",
+    ),
+    option(
+        "--attention",
+        is_flag=True,
+        heading=LONG,
+        help="where the model looks while it answers, by layer",
+    ),
+    option(
+        "--png", type=click.Path(), metavar="FILE", heading=LONG, help="the heat maps as a picture"
+    ),
+)
 @opt.SEED
 @opt.DEVICE
 @opt.DTYPE
@@ -31,6 +103,9 @@ def command(models: tuple[str, ...], as_json: bool, quiet: bool, **given: Any) -
     """Measure perplexity, tasks, speed and memory of one model or several.
 
     Example: compress eval ./llama-1b-s60 --against ./llama-1b --ppl wiki.txt
+
+    The tasks needle, multidoc and longreason ask for what stands in a long prompt, and stand
+    beside lm-eval's: --tasks needle,arc_easy. They cost a forward pass over each prompt.
     """
     with session(as_json, quiet) as out:
         from compress.evaluation.evaluate import evaluate

@@ -63,6 +63,23 @@ def comma_list(ctx: click.Context, param: click.Parameter, value: Any) -> tuple[
     return tuple(part for v in values if v for part in str(v).split(",") if part)
 
 
+def number_list(kind: type) -> Callable[[click.Context, click.Parameter, Any], tuple[Any, ...]]:
+    """Split `1,2` and repeated options into one tuple of numbers of a kind, int or float."""
+    words = "whole numbers" if kind is int else "numbers"
+
+    def read(ctx: click.Context, param: click.Parameter, value: Any) -> tuple[Any, ...]:
+        numbers = []
+        for part in comma_list(ctx, param, value):
+            try:
+                numbers.append(kind(part))
+            except ValueError:
+                name = param.opts[0]
+                raise RequestError(f"`{name} {part}`: {words} with commas are needed") from None
+        return tuple(numbers)
+
+    return read
+
+
 def _read_config(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
     """Make the options of a YAML file the defaults of this call; the command line wins."""
     if value is None:
@@ -174,7 +191,7 @@ EVALUATION = options(
         callback=comma_list,
         metavar="TASK,…",
         heading="Evaluation",
-        help="lm-eval tasks",
+        help="lm-eval tasks; needle, multidoc, longreason",
     ),
     option(
         "--task-dir",

@@ -10,11 +10,14 @@ from typing import Any
 from compress.checkpoints.placement import resolve_device, resolve_dtype
 from compress.checkpoints.source import open_source
 from compress.errors import RequestError
+from compress.evaluation.depth import check_files
+from compress.evaluation.long_context.settings import read_settings, split_tasks
 from compress.evaluation.measures import (
     Measures,
     check_model,
     check_request,
     compare,
+    fitted,
     measure_source,
 )
 from compress.progress import Progress, silent
@@ -69,6 +72,12 @@ class Evaluation:
 
         return evaluation_table(self.as_dict())
 
+    def draw(self, path: str | Path) -> None:
+        """Write the heat maps of the long-context tasks as PNG."""
+        from compress.evaluation.long_context.page import draw_tasks
+
+        draw_tasks(self.as_dict()["models"], path)
+
 
 def evaluate(
     models: str | Path | Sequence[str | Path],
@@ -82,6 +91,16 @@ def evaluate(
     stride: int | None = None,
     speed: bool = False,
     registry: str | Path | None = None,
+    context_lengths: Sequence[int] = (),
+    depths: Sequence[float] = (),
+    documents: Sequence[int] = (),
+    hops: Sequence[int] = (),
+    per_cell: int | None = None,
+    choices: int | None = None,
+    haystack: str | None = None,
+    qa: str | Path | None = None,
+    attention: bool = False,
+    png: str | Path | None = None,
     seed: int = 0,
     device: str = "auto",
     dtype: str = "auto",
@@ -97,8 +116,11 @@ def evaluate(
         against: the model to compare with; measured on the same examples.
         ppl, tasks, task_dirs, limit, stride, speed: see measure.
         eval_seqlen: window of the perplexity; default the smaller of 2048 and the models' limits.
-        registry: a file of own corpora beside the shipped ones, for ppl.
-        seed: of the speed prompt.
+        registry: a file of own corpora beside the shipped ones, for ppl and haystack.
+        context_lengths, depths, documents, hops, per_cell, choices, haystack, qa, attention: of the
+            tasks needle, multidoc and longreason; see LongContext.
+        png: a file for their heat maps.
+        seed: of the speed prompt and of these tasks' draws.
         device, dtype: where and in what type the models run; "auto" is the first GPU, else the CPU,
             and the type on disk.
         revision, token, trust_remote_code: of Hub models.
@@ -127,7 +149,14 @@ def evaluate(
     for source in sources.values():
         if ppl or tasks:
             check_model(source, eval_seqlen, bool(ppl))
-    request = check_request(ppl=ppl, tasks=tasks, task_dirs=task_dirs, registry=registry)
+    long = read_settings(
+        split_tasks(tasks)[0], seed, lengths=context_lengths, depths=depths, documents=documents,
+        hops=hops, per_cell=per_cell, choices=choices, haystack=haystack,
+        qa=None if qa is None else str(qa), attention=attention, png=png,
+    )  # fmt: skip
+    check_files(png=png)
+    request = check_request(ppl=ppl, tasks=tasks, task_dirs=task_dirs, long=long, registry=registry)
+    request = fitted(request, list(sources.values()))
     limits = [limit for limit in (s.token_limit() for s in sources.values()) if limit is not None]
     seqlen = eval_seqlen or min([2048, *limits])
     measures = {}
@@ -145,7 +174,10 @@ def evaluate(
             progress=_named(progress, name) if len(sources) > 1 else progress,
         )
     base = None if against is None else str(against)
-    return Evaluation(measures, base, tuple(_notes(measures, base)))
+    found = Evaluation(measures, base, tuple(_notes(measures, base)))
+    if png is not None:
+        found.draw(png)
+    return found
 
 
 def _split(names: str | Sequence[str]) -> list[str]:
@@ -165,11 +197,23 @@ def _named(progress: Progress, model: str) -> Progress:
 
 
 def _notes(measures: Mapping[str, Measures], against: str | None) -> list[str]:
-    """Say which texts can't be compared."""
+    """Say which cells were left out, and which texts and tasks can't be compared."""
+    first = next(iter(measures.values()))
+    notes = [
+        f"{task}: left out, since they don't fit: {'; '.join(score.details['left_out'])}"
+        for task, score in first.tasks.items()
+        if "left_out" in score.details
+    ]
     if against is None:
-        return []
+        return notes
     base = measures[against]
-    return [
+    notes += [
+        f"{task}: `{name}` and `{against}` cut the prompts into different tokens; not comparable"
+        for name, measured in measures.items()
+        for task, score in measured.tasks.items()
+        if score.more and base.tasks[task].items.keys() != score.items.keys()
+    ]
+    return notes + [
         f"{spec}: `{name}` and `{against}` cut the text into different tokens; not comparable"
         for name, measured in measures.items()
         for spec, value in measured.perplexity.items()

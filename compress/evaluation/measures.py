@@ -16,7 +16,10 @@ from compress.checkpoints.source import Source
 from compress.data.specs import load_documents, parse_spec
 from compress.errors import RequestError
 from compress.evaluation.compare import compare_items, compare_windows
-from compress.evaluation.perplexity import Perplexity, perplexity
+from compress.evaluation.long_context.planning import LongTasks
+from compress.evaluation.long_context.running import run_long_tasks
+from compress.evaluation.long_context.settings import LongContext, check_limit, split_tasks
+from compress.evaluation.perplexity import Perplexity, context_limit, perplexity
 from compress.evaluation.speed import Speed, measure_speed
 from compress.evaluation.tasks import TaskScore, TaskSet
 from compress.progress import Progress, silent
@@ -53,7 +56,8 @@ class Measures:
     def as_items(self) -> dict[str, Any]:
         """The outcome of every window and item, by which reports pair two runs."""
         windows = {key: value.losses.tolist() for key, value in self.perplexity.items()}
-        return {"perplexity": windows, "tasks": {k: dict(v.items) for k, v in self.tasks.items()}}
+        tasks = {key: dict(value.items) for key, value in self.tasks.items()}
+        return {"perplexity": windows, "tasks": tasks}
 
     def to_json(self) -> str:
         """Everything, outcomes included, as JSON that `from_json` reads back to the last bit."""
@@ -85,11 +89,21 @@ class Request:
 
     Attributes:
         texts: data spec -> its documents, or their token ids (`perplexity.text_tokens`).
-        tasks: opened tasks, or None.
+        tasks: opened tasks of lm-eval, or None.
+        long: opened long-context tasks, or None.
+        token_limit: the smallest limit of the models, where it is known beforehand; the default
+            lengths of the long-context tasks lie below it.
     """
 
     texts: Mapping[str, list[str] | torch.Tensor] = field(default_factory=dict)
     tasks: TaskSet | None = None
+    long: LongTasks | None = None
+    token_limit: int | None = None
+
+    @property
+    def scores_text(self) -> bool:
+        """Whether anything is asked for that needs a tokenizer."""
+        return bool(self.texts) or self.tasks is not None or self.long is not None
 
 
 def check_request(
@@ -97,19 +111,24 @@ def check_request(
     ppl: str | Sequence[str] = (),
     tasks: Sequence[str] = (),
     task_dirs: Sequence[str | Path] = (),
+    long: LongContext | None = None,
     source: Source | None = None,
     seqlen: int | None = None,
     stride: int | None = None,
     registry: str | Path | None = None,
+    seed: int = 0,
 ) -> Request:
     """Find the texts and tasks before a long job starts, and look whether the model suits them.
 
     Args:
         ppl: data specs.
-        tasks, task_dirs: names of lm-eval tasks, and directories of own ones.
-        source: the model that is to be measured.
+        tasks: names of lm-eval tasks and of the long-context ones.
+        task_dirs: directories of own lm-eval tasks.
+        long: settings of the long-context tasks; default those of LongContext.
+        source: the model, where there is one yet.
         seqlen, stride: of the perplexity.
-        registry: a user's registry file, for `ppl`.
+        registry: a user's registry file, for `ppl` and the haystack.
+        seed: of the long-context tasks' draws.
 
     Returns:
         The texts and tasks, which `measure` takes as `request`.
@@ -124,7 +143,30 @@ def check_request(
         raise RequestError(f"a stride needs to be below the window of {seqlen}, is {stride}")
     specs = parse_spec(ppl, registry)
     texts = {spec.text: load_documents(spec, role="evaluation") for spec in specs}
-    return Request(texts, TaskSet(tasks, task_dirs) if tasks else None)
+    ours, names = split_tasks(tasks)
+    opened = TaskSet(names, task_dirs) if names else None
+    request = Request(texts, opened)
+    if ours:
+        settings = long or LongContext(ours, seed=seed)
+        request = replace(request, long=LongTasks(settings, registry))
+    return request if source is None else fitted(request, [source])
+
+
+def fitted(request: Request, sources: Sequence[Source]) -> Request:
+    """Look whether the long-context prompts fit the models, and note the smallest limit.
+
+    Raises:
+        RequestError: a length above a model's limit, or prompts that its tokenizer can't make.
+    """
+    if request.long is None:
+        return request
+    limits = [limit for source in sources if (limit := source.token_limit()) is not None]
+    smallest = min(limits, default=None)
+    for source in sources:
+        check_limit(request.long.settings, source.name, source.token_limit())
+    for source in sources:
+        request.long.plan(source.tokenizer(), smallest)
+    return replace(request, token_limit=smallest)
 
 
 def check_model(source: Source, seqlen: int | None, ppl: bool) -> None:
@@ -181,7 +223,7 @@ def measure(
         model: on its device, in evaluation mode.
         tokenizer: of the model; None suits a measure of speed alone.
         ppl: data specs.
-        tasks, task_dirs: names of lm-eval tasks, and directories of own ones.
+        tasks, task_dirs: names of tasks, and directories of own ones of lm-eval.
         limit: at most so many windows a text and items a task.
         seqlen, stride: of the perplexity; see perplexity().
         speed: measure speed and memory too.
@@ -193,8 +235,8 @@ def measure(
     Raises:
         RequestError, RunError: as perplexity, TaskSet and measure_speed.
     """
-    request = request or check_request(ppl=ppl, tasks=tasks, task_dirs=task_dirs)
-    if tokenizer is None and (request.texts or request.tasks):
+    request = request or check_request(ppl=ppl, tasks=tasks, task_dirs=task_dirs, seed=seed)
+    if tokenizer is None and request.scores_text:
         raise RequestError("perplexity and tasks need a tokenizer, and the model has none")
     perplexities = {
         spec: perplexity(
@@ -213,6 +255,17 @@ def measure(
     if request.tasks is not None:
         scores = request.tasks.run(
             model, tokenizer, limit=limit, batch_size=task_batch_size, progress=progress
+        )
+    if request.long is not None:
+        most = request.token_limit if request.token_limit is not None else context_limit(model)
+        scores |= run_long_tasks(
+            request.long,
+            model,
+            tokenizer,
+            token_limit=most,
+            limit=limit,
+            batch_size=task_batch_size,
+            progress=progress,
         )
     timed = measure_speed(model, seed=seed, progress=progress) if speed else None
     return Measures(perplexities, scores, timed)
@@ -246,7 +299,7 @@ def measure_source(
     stored = dtype or source.dtype
     running = compute_dtype(stored, device, source.bytes_on_disk())
     found = Measures()
-    if request.texts or request.tasks is not None:
+    if request.scores_text:
         model = source.load(dtype if running == stored else running, device)
         found = measure(
             model,
@@ -254,6 +307,7 @@ def measure_source(
             limit=limit,
             seqlen=seqlen,
             stride=stride,
+            seed=seed,
             request=request,
             progress=progress,
         )
@@ -284,5 +338,8 @@ def compare(before: Measures, after: Measures) -> dict[str, dict[str, Any]]:
         twin = before.tasks.get(name)
         if twin is not None and score.items and twin.items.keys() == score.items.keys():
             tasks[name] = compare_items(twin.items, score.items).as_receipt()
+            for metric, outcomes in score.more.items():
+                further = compare_items(twin.more[metric], outcomes).as_receipt()
+                tasks[name][metric] = further
     parts = {"perplexity": texts, "tasks": tasks}
     return {kind: entries for kind, entries in parts.items() if entries}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from compress.evaluation.long_context.page import long_block
 from compress.reports.formats import MINUS, bytes_text, quality, short_names, signed, table
 
 
@@ -23,8 +24,19 @@ def evaluation_table(result: Mapping[str, Any]) -> str:
     names = short_names([model["source"] for model in models])
     blocks = []
     for kind, shown in (("perplexity", _perplexity), ("tasks", _task)):
-        keys = dict.fromkeys(key for model in models for key in model.get(kind, {}))
+        keys = dict.fromkeys(
+            key
+            for model in models
+            for key, entry in model.get(kind, {}).items()
+            if "cells" not in entry
+        )
         blocks += [_block(models, names, kind, key, shown, against) for key in keys]
+    long = dict.fromkeys(
+        key for model in models for key, entry in model.get("tasks", {}).items() if "cells" in entry
+    )
+    for key in long:
+        having = [model for model in models if key in model.get("tasks", {})]
+        blocks.append(long_block(key, having, names, against))
     if any("speed" in model for model in models):
         blocks.append(_speed(models, names))
     notes = "\n".join(result.get("notes", ()))

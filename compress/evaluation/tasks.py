@@ -20,6 +20,7 @@ from typing import Any
 
 from compress.data.registry import shipped
 from compress.errors import RequestError, RunError
+from compress.evaluation.long_context import NAMES as LONG_CONTEXT
 from compress.evaluation.quiet import silenced
 from compress.evaluation.taskfiles import harness_names, write_stubs
 from compress.progress import Progress, silent
@@ -39,6 +40,8 @@ class TaskScore:
         items: item key -> outcome, for pairing with another model; empty where it is no number.
         metric: the harness's name of the metric; accuracies are "acc", "exact_match", "acc_norm".
         others: the task's other numeric metrics.
+        more: other metric -> item key -> outcome, for pairing too.
+        details: further plain values of the receipt's entry, such as "cells".
     """
 
     acc: float
@@ -47,6 +50,8 @@ class TaskScore:
     items: dict[str, float]
     metric: str = "acc"
     others: dict[str, float] = field(default_factory=dict)
+    more: dict[str, dict[str, float]] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
 
     def as_receipt(self) -> dict[str, Any]:
         """The receipt's entry; a metric that is no accuracy stands under its own name."""
@@ -57,7 +62,7 @@ class TaskScore:
         entry["n"] = self.n
         if self.metric != "acc":
             entry["metric"] = self.metric
-        return {**self.others, **entry}
+        return {**self.others, **entry, **self.details}
 
 
 class TaskSet:
@@ -221,7 +226,7 @@ def _directories(task_dirs: Sequence[str | Path]) -> list[Path]:
 
 def _near_tasks(name: str, own: Sequence[str], known: Iterable[str]) -> str:
     """Return a hint for a misspelt task; the harness has far too many to list."""
-    near = difflib.get_close_matches(name, sorted({*own, *known}), n=3)
+    near = difflib.get_close_matches(name, sorted({*own, *known, *LONG_CONTEXT}), n=3)
     guess = f"did you mean {' or '.join(f'`{n}`' for n in near)}? " if near else ""
     listed = ", ".join(own) or "none"
     return f"{guess}Tasks in task directories: {listed}; those of lm-eval: `lm-eval ls tasks`"
@@ -258,7 +263,7 @@ def _score(results: Mapping[str, Any], name: str) -> TaskScore:
     others = {k.split(",")[0]: v for k, v in values.items() if k != key and k.endswith(f",{kind}")}
     return TaskScore(
         acc=values[key],
-        stderr=_stderr(items) if is_mean else None,
+        stderr=standard_error(list(items.values())) if is_mean else None,
         n=len(samples),
         items=items if is_mean else {},
         metric=metric,
@@ -279,20 +284,20 @@ def _pooled(parts: Mapping[str, TaskScore]) -> TaskScore:
     first = next(iter(parts.values()))
     return TaskScore(
         acc=sum(part.acc * part.n for part in parts.values()) / total,
-        stderr=_stderr(items) if len(items) == total else None,
+        stderr=standard_error(list(items.values())) if len(items) == total else None,
         n=total,
         items=items if len(items) == total else {},
         metric=first.metric,
     )
 
 
-def _stderr(items: Mapping[str, float]) -> float | None:
+def standard_error(values: Sequence[float]) -> float | None:
     """Return the standard error of the mean, sd / sqrt(n) with n - 1 degrees of freedom."""
-    n = len(items)
+    n = len(values)
     if n < 2:
         return None
-    mean = sum(items.values()) / n
-    return math.sqrt(sum((v - mean) ** 2 for v in items.values()) / (n - 1) / n)
+    mean = sum(values) / n
+    return math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n)
 
 
 def _line(error: Exception) -> str:

@@ -63,6 +63,7 @@ def open_job(
         seqlen=settings.eval_seqlen,
         stride=settings.stride,
         registry=settings.registry,
+        seed=settings.seed,
     )
     anatomy = read_anatomy(skeleton(source))
     matrices = planning.choose_matrices(anatomy, settings.skip)

@@ -191,6 +191,7 @@ def _check_evaluation(settings: TrainSettings, start: Start) -> Request:
         source=start.source,
         seqlen=settings.eval_seqlen,
         stride=settings.stride,
+        seed=settings.seed,
     )
     limit = start.token_limit()
     if settings.eval_seqlen and limit is not None and settings.eval_seqlen > limit:
