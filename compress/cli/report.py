@@ -19,10 +19,26 @@ from compress.cli.session import session
     heading="Files",
     help="the table as Markdown",
 )
+@option(
+    "--html",
+    type=click.Path(),
+    metavar="FILE",
+    heading="Files",
+    help="one page: the tables, sortable, and sparsity by block drawn",
+)
+@option(
+    "--png", type=click.Path(), metavar="FILE", heading="Files", help="sparsity by block, drawn"
+)
 @opt.CONFIG
 @opt.SAY
 def command(
-    paths: tuple[str, ...], csv: str | None, markdown: str | None, as_json: bool, quiet: bool
+    paths: tuple[str, ...],
+    csv: str | None,
+    markdown: str | None,
+    html: str | None,
+    png: str | None,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     """Show one run's receipt, or several as a table, the first row the reference.
 
@@ -31,5 +47,5 @@ def command(
     with session(as_json, quiet) as out:
         from compress.reports.compare import report
 
-        found = report(list(paths), csv=csv, markdown=markdown)
+        found = report(list(paths), csv=csv, markdown=markdown, html=html, png=png)
         out.result(found.as_dict(), found.render())

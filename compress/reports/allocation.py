@@ -18,8 +18,8 @@ def allocation_text(
     """The scores of the allocations compared, and the share of every block by each of them.
 
     Args:
-        found: a receipt's "allocation": "blocks", "shares" by allocation, the run's own first, and
-            as far as there are such, "line", "search", "scores" and "comparison".
+        found: a receipt's "allocation": "own", the run's, "blocks", "shares" by allocation, and as
+            far as there are such, "line", "search", "scores" and "comparison".
         width: columns; those of the terminal, at most 80, unless given.
         terminal: whether stdout is one, unless given; bars stand on a terminal only.
 
@@ -35,6 +35,12 @@ def allocation_text(
     return fmt.fit_encoding("\n\n".join(parts) + (f"\n{remarks}" if remarks else ""))
 
 
+def names_in_order(found: Mapping[str, Any]) -> list[str]:
+    """The allocations that have shares, the run's own first: a receipt's file sorts its keys."""
+    order = [str(found.get("own", "")), "uniform", "line", "atp", *found["shares"]]
+    return [name for name in dict.fromkeys(order) if name in found["shares"]]
+
+
 def score_rows(found: Mapping[str, Any]) -> list[tuple[str, list[list[str]]]]:
     """For each text and task its title, and by allocation its name, score, and the own minus it.
 
@@ -48,8 +54,8 @@ def score_rows(found: Mapping[str, Any]) -> list[tuple[str, list[list[str]]]]:
         short = fmt.short_names(keys)
         for key in keys:
             rows = []
-            for name, one in scores.items():
-                entry = one.get(kind, {}).get(key)
+            for name in names_in_order(found):
+                entry = scores.get(name, {}).get(kind, {}).get(key)
                 if entry is not None:
                     difference = compared.get(name, {}).get(kind, {}).get(key)
                     rows.append([name, _score(entry), _against(difference, digits)])
@@ -58,7 +64,7 @@ def score_rows(found: Mapping[str, Any]) -> list[tuple[str, list[list[str]]]]:
 
 
 def _score_tables(found: Mapping[str, Any], width: int, terminal: bool) -> list[str]:
-    own = next(iter(found["shares"]))
+    own = names_in_order(found)[0]
     return [
         fmt.table(
             ["allocation", title, f"{own} minus it"], rows, "lll", width=width, terminal=terminal
@@ -86,7 +92,7 @@ def _against(entry: Mapping[str, Any] | None, digits: int) -> str:
 
 def _share_table(found: Mapping[str, Any], width: int, terminal: bool) -> str:
     shares: Mapping[str, Sequence[float]] = found["shares"]
-    names = list(shares)
+    names = names_in_order(found)
     own = shares[names[0]]
     blocks = [str(block) for block in found["blocks"]]
     used = max(len("sparsity by block"), *map(len, blocks))

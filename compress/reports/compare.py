@@ -54,13 +54,11 @@ class Report:
             place = only.path if only.path.is_dir() else None
             shown = [
                 receipt_table(only.receipt, place, width=width, terminal=terminal),
-                allocation_text(
-                    only.receipt.extra.get("allocation"), width=width, terminal=terminal
-                ),
+                allocation_text(only.allocation, width=width, terminal=terminal),
             ]
             return "\n\n".join(part for part in shown if part)
         screen = fmt.screen_width() if width is None else width
-        header, rows, align = self._cells()
+        header, rows, align = self.cells()
         parts = [
             fmt.table(
                 [header[i] for i in part], [[row[i] for i in part] for row in rows],
@@ -68,7 +66,7 @@ class Report:
             )
             for part in _pages([header, *rows], screen)
         ]  # fmt: skip
-        remarks = [fmt.wrap(line, screen) for line in self._remarks()]
+        remarks = [fmt.wrap(line, screen) for line in self.remarks()]
         return fmt.fit_encoding("\n\n".join(parts) + "".join(f"\n{line}" for line in remarks))
 
     def to_markdown(self) -> str:
@@ -77,8 +75,8 @@ class Report:
         if len(self.runs) == 1 and only.receipt is not None:
             rows = [list(row) for row in receipt_rows(only.receipt)]
             return _markdown(["", "before", "after", "change", ""], rows, "lrrll")
-        header, rows, align = self._cells()
-        remarks = "".join(f"\n{line}\n" for line in self._remarks())
+        header, rows, align = self.cells()
+        remarks = "".join(f"\n{line}\n" for line in self.remarks())
         return _markdown(header, rows, align) + remarks.replace("* better", "\\* better")
 
     def to_csv(self) -> str:
@@ -97,7 +95,14 @@ class Report:
         writer.writerows(lines)
         return stream.getvalue()
 
-    def _cells(self) -> tuple[list[str], list[list[str]], str]:
+    def to_html(self) -> str:
+        """The report as one HTML file that needs no other; shares by block are drawn."""
+        from compress.reports.html import report_page
+
+        return report_page(self)
+
+    def cells(self) -> tuple[list[str], list[list[str]], str]:
+        """Head, rows and alignment of the table of runs."""
         measures = columns(self.runs)
         marks = {(v.run, v.measure): v.mark for v in verdicts(self.runs, measures)}
         marked = {title for (_, title), mark in marks.items() if mark}
@@ -120,7 +125,7 @@ class Report:
             align + "r" * len(measures),
         )
 
-    def _remarks(self) -> list[str]:
+    def remarks(self) -> list[str]:
         """What holds for all rows, and what the marks rest on."""
         lines = []
         measures = columns(self.runs)
@@ -142,6 +147,8 @@ def report(
     *,
     csv: str | Path | None = None,
     markdown: str | Path | None = None,
+    html: str | Path | None = None,
+    png: str | Path | None = None,
     sort: str | None = None,
 ) -> Report:
     """Read receipts and lay them side by side; = `compress report`.
@@ -150,16 +157,23 @@ def report(
         paths: directories with a receipt, receipts, or files of `eval --json`; the first row is
             what the others are compared with.
         csv, markdown: files to write the table to as well.
+        html: a file for a page with the tables and the sparsity of every block.
+        png: a file for a picture of the latter.
         sort: a measure's title or a setting to order the rows by, smallest first.
 
     Raises:
         RequestError: a directory without a receipt, a half-written or newer one, an unknown
-            `sort`, or a file that can't be written.
+            `sort`, a file that can't be written, or nothing to draw for `png`.
     """
     given = [paths] if isinstance(paths, (str, Path)) else list(paths)
     runs = read_runs(given)
     found = Report(tuple(_sorted(runs, sort) if sort else runs))
-    for place, text in ((csv, found.to_csv), (markdown, found.to_markdown)):
+    if png is not None:
+        from compress.reports.html import draw_shares
+
+        draw_shares(found.runs, png)
+    files = ((csv, found.to_csv), (markdown, found.to_markdown), (html, found.to_html))
+    for place, text in files:
         if place is not None:
             try:
                 write_atomic(Path(place), text())

@@ -36,6 +36,11 @@ class Run:
     items: Mapping[str, Any] = field(default_factory=dict)
     receipt: Receipt | None = None
 
+    @property
+    def allocation(self) -> Mapping[str, Any]:
+        """How much each block lost, beside other allocations; empty where that isn't told."""
+        return (self.receipt.extra.get("allocation") if self.receipt else None) or {}
+
     def as_dict(self) -> dict[str, Any]:
         """The row as JSON types; what was not measured is absent."""
         parts = {
@@ -46,7 +51,7 @@ class Run:
             "settings": self.settings or None,
             "before": self.before,
             "after": None if self.after == Measures() else self.after,
-            "allocation": self.receipt.extra.get("allocation") if self.receipt else None,
+            "allocation": self.allocation or None,
         }
         return encode(parts)
 

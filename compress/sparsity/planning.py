@@ -169,8 +169,8 @@ def beside(
     bounds allow, which isn't searched and only a yardstick; or the rivals of the run.
 
     Returns:
-        "blocks", "shares" by allocation (the plan's own first), and the "line"; nothing for a plan
-        of uniform shares without rivals.
+        "own", the plan's allocation, "blocks", "shares" by allocation, and the "line"; nothing for
+        a plan of uniform shares without rivals.
     """
     rule = str(plan.options.get("allocation") or "plan")
     matrices = [anatomy.matrix(row["module"]) for row in plan.rows]
@@ -181,7 +181,7 @@ def beside(
     total = sum(row["zeros"] for row in plan.rows) / sum(sizes)
     groups = [m.block for m in matrices]
     blocks = list(dict.fromkeys(groups))
-    found: dict[str, Any] = {"blocks": blocks}
+    found: dict[str, Any] = {"own": rule, "blocks": blocks}
     bounds = (plan.options.get("min_sparsity", 0.0), plan.options.get("max_sparsity", 1.0))
     if rivals:
         for name, other in rivals.items():

@@ -1,8 +1,9 @@
 """The tables of allocations: what is a difference, what isn't, and what is left out."""
 
-from compress.reports.allocation import allocation_text, score_rows
+from compress.reports.allocation import allocation_text, names_in_order, score_rows
 
 FOUND = {
+    "own": "alpha",
     "blocks": ["model.layers.0", "model.layers.1"],
     "shares": {"alpha": [0.5, 0.7], "uniform": [0.6, 0.6], "atp": [0.55, 0.65]},
     "search": {
@@ -38,6 +39,12 @@ def test_a_difference_goes_by_the_corrected_p():
         ["alpha", "0.640 ± 0.020", ""],
         ["uniform", "0.620 ± 0.020", "not distinguishable (p 0.20)"],
     ]
+
+
+def test_the_runs_own_comes_first_whatever_a_file_made_of_the_order():
+    found = {**FOUND, "own": "uniform"}
+    assert names_in_order(found) == ["uniform", "atp", "alpha"]
+    assert "uniform minus it" in allocation_text(found, width=80, terminal=False)
 
 
 def test_the_shares_stand_beside_and_say_what_they_rest_on():
