@@ -15,10 +15,11 @@ embedding and the norms by AdamW.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,13 @@ from generate import DOMAINS, Document, Item, digest, document, task_items
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.qwen2_moe.modeling_qwen2_moe import load_balancing_loss_func
 
 VOCABULARY = 1024
 LENGTH = 128  # tokens of a training window
@@ -109,8 +116,9 @@ class Muon(torch.optim.Optimizer):
                     buffer = state.setdefault("momentum", torch.zeros_like(matrix))
                     buffer.lerp_(matrix.grad, 1 - group["momentum"])
                     updates.append(matrix.grad.lerp(buffer, group["momentum"]))  # Nesterov
-                scale = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
-                for matrix, update in zip(matrices, orthogonal(torch.stack(updates))):
+                scale = group["lr"] * max(1.0, shape[-2] / shape[-1]) ** 0.5
+                flat = orthogonal(torch.stack(updates).flatten(0, -3))  # stacked experts: one each
+                for matrix, update in zip(matrices, flat.view(-1, *shape)):
                     matrix.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=scale)
 
 
@@ -175,11 +183,13 @@ class Source:
 
 
 def optimizers_of(
-    model: LlamaForCausalLM, muon_rate: float, adam_rate: float
+    model: PreTrainedModel, muon_rate: float, adam_rate: float
 ) -> list[torch.optim.Optimizer]:
-    """Muon for the hidden matrices, AdamW for embedding and norms (norms don't decay)."""
-    hidden = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
-    embedding = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" in n]
+    """Muon for the hidden matrices, AdamW for embedding, routers and norms (norms don't decay)."""
+    apart = ("embed", "mlp.gate.", "shared_expert_gate")  # routers too
+    adams = {n for n, p in model.named_parameters() if p.ndim == 2 and any(a in n for a in apart)}
+    hidden = [p for n, p in model.named_parameters() if p.ndim >= 2 and n not in adams]
+    embedding = [p for n, p in model.named_parameters() if n in adams]
     norms = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": embedding, "weight_decay": 0.1}, {"params": norms, "weight_decay": 0.0}]
     adam = torch.optim.AdamW(groups, lr=adam_rate, betas=(0.9, 0.98))
@@ -195,7 +205,7 @@ def separate(documents: Tensor) -> Tensor:
     return (documents[:, :, None] == documents[:, None, :]).tril()[:, None]
 
 
-def loss_of(model: LlamaForCausalLM, batch: Tensor, separated: int) -> tuple[Tensor, Tensor]:
+def loss_of(model: PreTrainedModel, batch: Tensor, separated: int) -> tuple[Tensor, Tensor]:
     """The weighted mean loss, and the plain loss of every predicted token [rows * LENGTH].
 
     Args:
@@ -205,10 +215,24 @@ def loss_of(model: LlamaForCausalLM, batch: Tensor, separated: int) -> tuple[Ten
     ids = batch[0].long()
     seen = separate(batch[3, :, :-1])
     seen[separated:] = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril()
-    logits = model(ids[:, :-1], attention_mask=seen, use_cache=False).logits.flatten(0, 1)
+    asked = {"output_router_logits": True} if hasattr(model.config, "num_experts") else {}
+    out = model.base_model(ids[:, :-1], attention_mask=seen, use_cache=False, **asked)
+    logits = model.get_output_embeddings()(out.last_hidden_state).flatten(0, 1)
     each = cross_entropy(logits, ids[:, 1:].flatten(), reduction="none")
     weight = batch[2, :, 1:].flatten().float()
-    return (each * weight).sum() / weight.sum(), each.detach()
+    loss = (each * weight).sum() / weight.sum()
+    return loss + auxiliary(model, out), each.detach()
+
+
+def auxiliary(model: PreTrainedModel, out: Any) -> Tensor | float:
+    """What a mixture of experts adds to the loss, so that tokens spread over its experts."""
+    if getattr(out, "router_logits", None) is None:
+        return 0.0
+    config = model.config
+    spread = load_balancing_loss_func(
+        out.router_logits, config.num_experts, config.num_experts_per_tok
+    )
+    return config.router_aux_loss_coef * spread
 
 
 def by_domain(each: Tensor, batch: Tensor) -> dict[str, float]:
@@ -226,7 +250,7 @@ def by_domain(each: Tensor, batch: Tensor) -> dict[str, float]:
 
 @torch.no_grad()
 def choose(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, items: list[Item]
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, items: list[Item]
 ) -> list[int]:
     """Index of each item's most likely choice, by the summed log-probability of its tokens."""
     chosen = []
@@ -244,7 +268,7 @@ def choose(
 
 
 def accuracies(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, count: int
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, count: int
 ) -> dict[str, float]:
     """Share of right choices by domain, on calibration items: the test stays untouched."""
     model.eval()
@@ -258,22 +282,20 @@ def accuracies(
     return found
 
 
-def write(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
     """Save in bfloat16, leaving the model as it is."""
-    copy = LlamaForCausalLM(model.config)
-    copy.load_state_dict(model.state_dict())
-    copy.bfloat16().save_pretrained(out)
+    copy.deepcopy(model).bfloat16().save_pretrained(out)
     tokenizer.save_pretrained(out)
 
 
 class Run:
     """A training run: model, optimizers, data, and how far it has come."""
 
-    def __init__(self, options: argparse.Namespace):
+    def __init__(self, options: argparse.Namespace, make: Callable[[int, int], PreTrainedModel]):
         self.options, self.out = options, Path(options.output)
         self.state_file = self.out.with_name(f"{self.out.name}.state")
         self.tokenizer = make_tokenizer(options.seed)
-        self.model = make_model(options.seed, VOCABULARY)
+        self.model = make(options.seed, VOCABULARY)
         self.optimizers = optimizers_of(self.model, options.muon_rate, options.adam_rate)
         self.source = Source(self.tokenizer, options.seed, options.answer_weight)
         self.step, self.before, self.begun = 0, 0.0, time.monotonic()
@@ -340,9 +362,16 @@ class Run:
         return {"step": self.step, "minutes": round(self.minutes, 2), "accuracy": found}
 
 
-def main() -> None:
-    """Read the command line and train."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def main(
+    make: Callable[[int, int], PreTrainedModel] = make_model, about: str = __doc__ or ""
+) -> None:
+    """Read the command line and train.
+
+    Args:
+        make: (seed, vocabulary) -> the model to train.
+        about: what the help says.
+    """
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
     parser.add_argument("--output", required=True, help="directory for the checkpoint")
     parser.add_argument("--log", required=True, help="JSONL file, appended to")
     parser.add_argument("--seed", type=int, default=7)
@@ -358,7 +387,7 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=40, help="of each task, when evaluated")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    run, saved = Run(options), time.monotonic()
+    run, saved = Run(options, make), time.monotonic()
     with open(options.log, "a", encoding="utf-8") as log:
         for row in run.rows():
             log.write(json.dumps(row) + "\n")
