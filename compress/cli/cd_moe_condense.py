@@ -13,6 +13,14 @@ from compress.errors import RequestError
 
 CONDENSE = opt.options(
     option(
+        "--mode",
+        default="dense",
+        show_default=True,
+        metavar="NAME",
+        heading="What to condense",
+        help="dense; or layers that stay sparse with K experts: prune, merge (clusters of experts)",
+    ),
+    option(
         "--layers",
         metavar="N",
         heading="What to condense",
@@ -25,7 +33,7 @@ CONDENSE = opt.options(
         metavar="K",
         heading="What to condense",
         help="routed experts kept in a layer; 0 keeps the shared one alone  [default: as many as a "
-        "token is routed to]",
+        "token is routed to; prune, merge: half]",
     ),
     option(
         "--target-bytes",
@@ -42,12 +50,10 @@ CONDENSE = opt.options(
     ),
     option(
         "--score",
-        default="greedy-ls",
-        show_default=True,
         metavar="NAME",
         heading="How",
         help="chooses experts: greedy-ls, greedy-js, reap, frequency, soft-frequency, cp, ean, "
-        "mass, acp, do-acp",
+        "mass, acp, do-acp  [default: greedy-ls; reap with --mode prune]",
     ),
     option(
         "--weights",

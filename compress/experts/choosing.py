@@ -14,6 +14,7 @@ from compress.checkpoints.walk import walk
 from compress.checkpoints.workspace import Workspace
 from compress.errors import RequestError
 from compress.experts.condensing import Recipe
+from compress.experts.fewer import groups_of
 from compress.experts.journal import LayerJournal
 from compress.experts.layers import ExpertLayer
 from compress.experts.measuring import STREAM, Condenser
@@ -32,7 +33,7 @@ def choose_layers(
         names = [row["module"] for row in given.rows]
         pool = [layer for layer in job.layers if layer.name in names]
         count = len(pool)
-    elif settings.target_bytes is not None:
+    elif settings.target_bytes is not None or settings.mode != "dense":
         pool, count = list(job.layers), len(job.layers)
     else:
         pool, count = candidates(settings.layers, job.layers)
@@ -137,12 +138,14 @@ def _recipe(job: Job, given: Plan | None, *, refit: bool) -> Recipe:
     rows = given.rows if given is not None else ()
     return Recipe(
         experts=job.experts,
-        score=settings.score,
+        score=settings.rule,
         weights=settings.weights,
         refit=refit,
         shared_gate=settings.gate,
         ridges=settings.ridges,
-        given={row["module"]: (row["experts"], row["constants"]) for row in rows},
+        mode=settings.mode,
+        groups=groups_of(job.source.config.get_text_config()),
+        given={row["module"]: (row["experts"], row.get("constants", [])) for row in rows},
     )
 
 

@@ -6,7 +6,7 @@ import contextlib
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -175,6 +175,8 @@ def _write(
             job.source, job.layers, chosen, journal, attempt, workspace,
             dtype=dtype, progress=job.progress,
         )  # fmt: skip
+        if job.settings.mode != "dense":
+            return attempt
         worst = check_written(
             job.source, open_source(workspace.result), chosen, journal, job.batches[0], job.options
         )
@@ -211,7 +213,9 @@ def _fingerprint(job: Job, plan: Plan | None) -> dict[str, Any]:
 
 def _plan_options(job: Job, layout: Layout) -> dict[str, Any]:
     return {
-        **{k: getattr(job.settings, k) for k in ("score", "weights", "refit", "metric")},
+        "mode": job.settings.mode,
+        "score": job.settings.rule,
+        **{k: getattr(job.settings, k) for k in ("weights", "refit", "metric")},
         "shared_gate": job.settings.gate,
         "experts": job.experts,
         "form": layout.kind,
@@ -279,6 +283,8 @@ def _active(job: Job, plan: Plan, counts: Sequence[Census]) -> dict[str, int]:
         return sum(3 * (each.count - routed) * each.width * each.hidden for each in layers)
 
     left = [layer for layer in job.layers if layer.name not in condensed]
+    if job.settings.mode != "dense":
+        left = [replace(layer, count=job.experts) for layer in job.layers]
     return {
         "before": counts[0].parameters - idle(job.layers),
         "after": counts[1].parameters - idle(left),

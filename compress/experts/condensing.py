@@ -15,6 +15,7 @@ from torch import Tensor
 from compress.errors import RunError
 from compress.experts.capture import LayerData
 from compress.experts.divergence import greedy_divergence
+from compress.experts.fewer import MERGE, PRUNE, clusters, kept_experts
 from compress.experts.layers import ExpertLayer, apply_mlp
 from compress.experts.merge import GatedMLP, merge_experts
 from compress.experts.refit import normal_equations, ridge_refit
@@ -43,6 +44,8 @@ class Recipe:
         held_share: share of the tokens that are held out, for errors and the ridge.
         ridges: strengths that the refit may choose from.
         given: layer name -> (experts, constants of a plan) that aren't chosen again.
+        mode: dense; or prune, merge: the layer stays sparse with fewer experts.
+        groups: of experts that the router chooses among.
     """
 
     experts: int
@@ -53,6 +56,8 @@ class Recipe:
     held_share: float = 0.1
     ridges: tuple[float, ...] = (1e-3, 1e-2, 1e-1, 1.0)
     given: dict[str, tuple[list[int], list[float]]] = field(default_factory=dict)
+    mode: str = "dense"
+    groups: int = 1
 
     @property
     def residual(self) -> bool:
@@ -117,6 +122,8 @@ def condense_layer(
             f"an expert of `{layer.name}` returns values that aren't finite",
             "the model overflows in its dtype: try `--dtype float32`",
         )
+    if recipe.mode != "dense":
+        return Condensed(layer, None, None, None, _fewer_row(layer, statistics, recipe))
     fixed = None
     if keeps:
         fixed = torch.zeros(layer.count + 1, dtype=torch.float64)
@@ -127,6 +134,32 @@ def condense_layer(
     if recipe.refit and merged is not None:
         merged = _refitted(merged, shared if keeps else None, data, act, recipe, layer, row)
     return Condensed(layer, merged, shared if keeps else None, gate if keeps else None, row)
+
+
+def _fewer_row(layer: ExpertLayer, statistics: ExpertStatistics, recipe: Recipe) -> dict[str, Any]:
+    """Return the row of a layer that keeps its router and fewer experts."""
+    row: dict[str, Any] = {
+        "module": layer.name,
+        "kind": PRUNE if recipe.mode == "prune" else MERGE,
+        "layer": layer.index,
+        "width": layer.width,
+        "usage": _usage(statistics),
+        "dead": [e for e in range(layer.count) if statistics.count[e] == 0],
+        "tokens": statistics.tokens,
+    }
+    if recipe.mode == "prune":
+        kept = kept_experts(statistics, recipe.score, recipe.experts, recipe.groups)
+        return {**row, "experts": kept}
+    found = clusters(statistics.center, statistics.count, recipe.experts)
+    shares = []
+    for group in found:
+        used = statistics.count[group].clamp(min=1e-9)
+        shares.append((used / used.sum()).tolist())
+    return {**row, "experts": [g[0] for g in found], "clusters": found, "shares": shares}
+
+
+def _usage(statistics: ExpertStatistics) -> list[float]:
+    return [round(v, 6) for v in (statistics.count / statistics.tokens).tolist()]
 
 
 def _chosen(
@@ -258,7 +291,7 @@ def _row(
         "experts": kept,
         "constants": [float(constants[i]) for i in [SHARED, *(e + 1 for e in kept)]],
         "errors": errors,
-        "usage": [round(v, 6) for v in (statistics.count / statistics.tokens).tolist()],
+        "usage": _usage(statistics),
         "dead": [e for e in range(layer.count) if statistics.count[e] == 0],
         "tokens": statistics.tokens,
     }

@@ -17,6 +17,7 @@ from compress.data.batches import given_batches
 from compress.data.packing import CalibrationReport, prepare_calibration
 from compress.errors import RequestError
 from compress.evaluation.measures import Request, check_request
+from compress.experts.fewer import fewer_fields
 from compress.experts.layers import ExpertLayer, find_layers
 from compress.experts.searching import Step
 from compress.experts.settings import CondenseSettings, candidates, check_experts
@@ -79,10 +80,14 @@ def open_job(source: Source, settings: CondenseSettings, progress: Progress, clo
     anatomy = read_anatomy(model)
     layers = find_layers(model, anatomy)
     candidates(settings.layers, layers)
+    config = source.config.get_text_config()
     experts = settings.experts
     if experts is None:
-        experts = int(getattr(source.config.get_text_config(), "num_experts_per_tok", 0) or 1)
-    check_experts(experts, layers, settings.gate)
+        routed = int(getattr(config, "num_experts_per_tok", 0) or 1)
+        experts = routed if settings.mode == "dense" else layers[0].count // 2
+    check_experts(experts, layers)
+    if settings.mode != "dense":
+        fewer_fields(config, layers[0], experts)
     source.check_finite(progress)
     return Job(source, settings, anatomy, layers, experts, request, device, progress, clock)
 

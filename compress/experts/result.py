@@ -60,6 +60,8 @@ def layer_table(plan: Plan) -> str:
     """The condensed layers with their held-out errors, a line each."""
     from compress.reports import formats as fmt
 
+    if any("errors" not in row for row in plan.rows):
+        return _fewer_table(plan)
     lines = [
         [
             str(row["layer"]),
@@ -75,6 +77,20 @@ def layer_table(plan: Plan) -> str:
     header = ["layer", "experts kept", "width", "mean weights", "least sq.", "refitted"]
     words = "error on held-out tokens: |condensed - layer|² / |layer|²"
     return fmt.table(header, lines, "rlrrrr") + "\n" + words
+
+
+def _fewer_table(plan: Plan) -> str:
+    """Layers that stay sparse: which experts are left, and how much they were used."""
+    from compress.reports import formats as fmt
+
+    lines = []
+    for row in plan.rows:
+        groups = row.get("clusters") or [[e] for e in row["experts"]]
+        used = [row["usage"][e] for group in groups for e in group]
+        names = ["+".join(map(str, group)) for group in groups]
+        share = sum(used) / max(sum(row["usage"]), 1e-12)
+        lines.append([str(row["layer"]), " ".join(names), f"{share:.0%}"])
+    return fmt.table(["layer", "experts left", "of the routing"], lines, "rlr")
 
 
 def describe_model(source: Source, layers: Sequence[ExpertLayer]) -> str:
@@ -96,6 +112,9 @@ def describe_model(source: Source, layers: Sequence[ExpertLayer]) -> str:
 def describe_plan(plan: Plan, settings: CondenseSettings, layers: Sequence[ExpertLayer]) -> str:
     """The header's line of what is done."""
     numbers = ", ".join(str(row["layer"]) for row in plan.rows)
-    how = f"{settings.score}, {settings.weights}, refit {settings.refit}"
+    how = f"{settings.rule}, {settings.weights}, refit {settings.refit}"
+    if settings.mode != "dense":
+        how = f"{settings.mode}, {len(plan.rows[0]['experts'])} experts a layer"
+        how += f", by {settings.rule}" if settings.mode == "prune" else ""
     form = plan.options.get("form")
     return header_line("plan", f"layers {numbers} of {len(layers)}", how, f"saved as {form}")

@@ -17,6 +17,7 @@ ALL_SCORES = ("greedy-ls", "greedy-js", "do-acp", *SCORES)
 WEIGHTS = ("least-squares", "conditional-mean")
 REFITS = ("ridge", "sequential", "none")
 GATES = ("refit", "constant", "keep")
+MODES = ("dense", "prune", "merge")
 _PAPER = {
     "score": "greedy-js",
     "weights": "conditional-mean",
@@ -32,9 +33,10 @@ class CondenseSettings:
     """How layers are chosen, condensed, stored and scored.
 
     Attributes:
+        mode: dense, or prune, merge: every layer keeps its router and `experts` experts.
         layers: a number, prefix:N, all, or i:1,4,7; None is a third of the expert layers.
         experts: routed experts kept in a layer; None is as many as a token is routed to.
-        score: how experts are chosen.
+        score: how experts are chosen; None is greedy-ls, where experts are pruned reap.
         weights: which constants they get.
         refit: ridge, each layer by itself; sequential, on what the condensed layers before it give;
             none.
@@ -51,9 +53,10 @@ class CondenseSettings:
         seed, device, dtype: as in every command.
     """
 
+    mode: str = "dense"
     layers: str | int | None = None
     experts: int | None = None
-    score: str = "greedy-ls"
+    score: str | None = None
     weights: str = "least-squares"
     refit: str = "ridge"
     ridge: str | float = "auto"
@@ -84,6 +87,11 @@ class CondenseSettings:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @property
+    def rule(self) -> str:
+        """How experts are chosen."""
+        return self.score or ("greedy-ls" if self.mode == "dense" else "reap")
+
+    @property
     def gate(self) -> str:
         """What becomes of a shared MLP's sigmoid gate."""
         return self.shared_gate or ("constant" if self.refit == "none" else "refit")
@@ -106,7 +114,12 @@ class CondenseSettings:
         Raises:
             RequestError: all faults in one.
         """
-        faults = [*self._paper_faults(), *self._name_faults(), *self._number_faults()]
+        faults = [
+            *self._paper_faults(),
+            *self._name_faults(),
+            *self._number_faults(),
+            *self._mode_faults(),
+        ]
         if faults:
             raise RequestError(
                 "; ".join(fault for fault, _ in faults),
@@ -130,9 +143,26 @@ class CondenseSettings:
             for name in set_apart
         ]
 
+    def _mode_faults(self) -> list[tuple[str, str]]:
+        """What can't act where layers stay sparse."""
+        if self.mode == "dense":
+            return []
+        default = {f.name: f.default for f in fields(self)}
+        idle = ("layers", "target_bytes", "paper", "weights", "refit", "ridge", "shared_gate")
+        also = ("layer_search", "metric", *(("score",) if self.mode == "merge" else ()))
+        return [
+            (
+                f"`--{name.replace('_', '-')}` can't act with `--mode {self.mode}`",
+                "every layer keeps its router and as many experts." if name == "layers" else "",
+            )
+            for name in (*idle, *also)
+            if getattr(self, name) != default[name]
+        ]
+
     def _name_faults(self) -> list[tuple[str, str]]:
         choices: list[tuple[str, str, Sequence[str]]] = [
-            ("score", self.score, ALL_SCORES),
+            ("mode", self.mode, MODES),
+            ("score", self.rule, ALL_SCORES if self.mode == "dense" else tuple(SCORES)),
             ("weights", self.weights, WEIGHTS),
             ("refit", self.refit, REFITS),
             ("shared-gate", self.gate, GATES),
@@ -215,7 +245,7 @@ def candidates(
     return (everything[:count] if text.startswith("prefix:") else everything), count
 
 
-def check_experts(experts: int, layers: Sequence[ExpertLayer], gate: str) -> None:
+def check_experts(experts: int, layers: Sequence[ExpertLayer]) -> None:
     """Refuse a number of experts that the layers can't keep.
 
     Raises:

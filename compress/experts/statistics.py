@@ -56,6 +56,7 @@ class ExpertStatistics:
         weighted_norm: [E] sum over routed tokens of g_e |f_e|.
         power: [E] sum over all tokens of |f_e|^2.
         gate: mean of the shared MLP's sigmoid gate; 1 without one.
+        center: [E, H] mean of f_e over all tokens.
     """
 
     fit: Fit
@@ -66,6 +67,7 @@ class ExpertStatistics:
     weighted_norm: Tensor
     power: Tensor
     gate: float
+    center: Tensor
 
     @property
     def tokens(self) -> int:
@@ -154,6 +156,7 @@ def measure_experts(
     buffer = torch.empty(count + 1, size, layer.hidden, dtype=torch.float32, device=device)
     fits = [_empty_fit(count + 1, device), _empty_fit(count + 1, device)]
     sums = torch.zeros(3, count, dtype=torch.float64, device=device)
+    center = torch.zeros(count, layer.hidden, dtype=torch.float64, device=device)
     for part, (first, last) in enumerate(((0, cut), (cut, total))):
         for tile in tiles(last - first, size):
             rows = slice(first + tile.start, first + tile.stop)
@@ -168,6 +171,7 @@ def measure_experts(
             sums[0] += (norms * chosen).sum(0)
             sums[1] += (norms * data.routing[rows]).sum(0)
             sums[2] += norms.square().sum(0)
+            center += out[1:].sum(1).double()
     for fit, tokens in zip(fits, (cut, total - cut), strict=True):
         fit.energy, fit.tokens = float(fit.energy), tokens
     return ExpertStatistics(
@@ -179,6 +183,7 @@ def measure_experts(
         weighted_norm=sums[1].cpu(),
         power=sums[2].cpu(),
         gate=1.0 if data.gate is None else float(data.gate.double().mean()),
+        center=(center / total).cpu(),
     )
 
 

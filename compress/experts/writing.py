@@ -22,6 +22,7 @@ from compress.checkpoints.source import Source
 from compress.checkpoints.workspace import Workspace, copy_companions
 from compress.errors import RequestError
 from compress.experts.condensing import Condensed
+from compress.experts.fewer import MERGE, PRUNE, fewer_fields, fewer_tensors
 from compress.experts.journal import LayerJournal
 from compress.experts.layers import ExpertLayer, gated_parts
 from compress.experts.merge import GatedMLP, widened
@@ -71,8 +72,10 @@ def plan_layout(
         RequestError: `stock_only`, and the family can't say it; the reason is named.
     """
     config = source.config.get_text_config()
-    form = form_of(config)
     rows = list(condensed.values())
+    if rows[0]["kind"] in (PRUNE, MERGE):
+        return Layout("stock", fewer_fields(config, layers[0], len(rows[0]["experts"])))
+    form = form_of(config)
     chosen = {layer.index for layer in layers if layer.name in condensed}
     total = config.num_hidden_layers
     dense = {i for i in range(total) if i not in {layer.index for layer in layers}}
@@ -144,9 +147,12 @@ def write_checkpoint(
             continue
         loader.load(block.name)
         tensors = loader.tensors(block.name)
-        if block.name in by_block:
-            tensors = _exchanged(tensors, journal.read(by_block[block.name]), layout, source)
-        elif layout.kind == "stock" and block.name not in sparse:
+        made = journal.read(by_block[block.name]) if block.name in by_block else None
+        if made is not None and made.row["kind"] in (PRUNE, MERGE):
+            tensors = fewer_tensors(tensors, made.layer, made.row)
+        elif made is not None:
+            tensors = _exchanged(tensors, made, layout, source)
+        elif layout.width and block.name not in sparse:
             tensors = _padded(tensors, model, block.name, layout.width)
         writer.write(block.name, tensors)
         loader.unload(block.name)
