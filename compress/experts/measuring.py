@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -83,11 +83,13 @@ class Condenser(Looks):
         gate = runs.module(layer.shared_gate).weight.detach() if layer.shared_gate else None
         act: Any = runs.module(layer.experts).act_fn
         data = capture(runs, layer, STREAM, residual=self._recipe.residual)
-        after: Callable[[Tensor], Tensor] = _same
+        norm: Any = None
         if self._final_norm and layer.index == self._last:
-            norm: Any = runs.module(self._final_norm)
-            dtype = next(norm.parameters()).dtype
-            after = lambda h: norm(h.to(dtype)).float()  # noqa: E731
+            norm = runs.module(self._final_norm)
+
+        def after(h: Tensor) -> Tensor:
+            return h if norm is None else norm(h.to(norm.weight.dtype)).float()
+
         return condense_layer(layer, experts, shared, gate, data, act, self._recipe, after)
 
 
@@ -151,7 +153,3 @@ def _fill(module: Any, mlp: GatedMLP, stored: torch.dtype | None) -> None:
 def _copy(linear: nn.Linear, value: Tensor, stored: torch.dtype | None) -> None:
     with torch.no_grad():
         linear.weight.copy_(value.to(stored or value.dtype))
-
-
-def _same(h: Tensor) -> Tensor:
-    return h
