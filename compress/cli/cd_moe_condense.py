@@ -53,7 +53,7 @@ CONDENSE = opt.options(
         metavar="NAME",
         heading="How",
         help="chooses experts: greedy-ls, greedy-js, reap, frequency, soft-frequency, cp, ean, "
-        "mass, acp, do-acp  [default: greedy-ls; reap with --mode prune]",
+        "mass, acp, do-acp, random  [default: greedy-ls; reap with --mode prune]",
     ),
     option(
         "--weights",

@@ -144,6 +144,7 @@ def _recipe(job: Job, given: Plan | None, *, refit: bool) -> Recipe:
         shared_gate=settings.gate,
         ridges=settings.ridges,
         mode=settings.mode,
+        seed=settings.seed,
         groups=groups_of(job.source.config.get_text_config()),
         given={row["module"]: (row["experts"], row.get("constants", [])) for row in rows},
     )

@@ -27,6 +27,7 @@ from compress.experts.statistics import (
     measure_experts,
     tiles,
 )
+from compress.numerics.counter import permutation
 
 _TILE = 4096  # tokens at a time
 
@@ -37,7 +38,7 @@ class Recipe:
 
     Attributes:
         experts: how many routed experts a layer keeps.
-        score: greedy-ls, greedy-js, do-acp or a name of `selection.SCORES`.
+        score: greedy-ls, greedy-js, do-acp, random or a name of `selection.SCORES`.
         weights: conditional-mean or least-squares.
         refit: whether the down projection is refitted by ridge regression.
         shared_gate: constant, keep or refit.
@@ -46,6 +47,7 @@ class Recipe:
         given: layer name -> (experts, constants of a plan) that aren't chosen again.
         mode: dense; or prune, merge: the layer stays sparse with fewer experts.
         groups: of experts that the router chooses among.
+        seed: of random choices.
     """
 
     experts: int
@@ -58,6 +60,7 @@ class Recipe:
     given: dict[str, tuple[list[int], list[float]]] = field(default_factory=dict)
     mode: str = "dense"
     groups: int = 1
+    seed: int = 0
 
     @property
     def residual(self) -> bool:
@@ -187,6 +190,9 @@ def _chosen(
     }
     if recipe.score == "greedy-ls":
         kept = greedy_least_squares(statistics.fit, recipe.experts, shared is not None, fixed)
+    elif recipe.score == "random":
+        order = permutation(recipe.seed, layer.index, layer.count)
+        kept = sorted(int(e) for e in order[: recipe.experts])
     elif recipe.score == "greedy-js":
         mean = constants_of(statistics, list(range(layer.count)), how="conditional-mean", **options)
         kept = greedy_divergence(layer, experts, shared, data, act, mean, recipe.experts, after)

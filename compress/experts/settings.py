@@ -13,7 +13,7 @@ from compress.experts.layers import ExpertLayer
 from compress.experts.searching import METRICS
 from compress.experts.selection import SCORES
 
-ALL_SCORES = ("greedy-ls", "greedy-js", "do-acp", *SCORES)
+ALL_SCORES = ("greedy-ls", "greedy-js", "do-acp", "random", *SCORES)
 WEIGHTS = ("least-squares", "conditional-mean")
 REFITS = ("ridge", "sequential", "none")
 GATES = ("refit", "constant", "keep")
