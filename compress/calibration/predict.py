@@ -200,7 +200,7 @@ class _Overlap(Untouched):
 
     def stages(self, block: Block) -> Sequence[Sequence[str]]:
         """The matrices that all texts reached."""
-        names = self._target.norms.keys()
+        names = set(self._target.norms)
         for each in self._profiles:
             names = names & each.norms.keys()
         return [[matrix.name for matrix in block.matrices if matrix.name in names]]

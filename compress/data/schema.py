@@ -218,7 +218,7 @@ def _field(place: Place) -> Field:
 
 def _sampled(place: Place) -> Sampling:
     options: dict[str, Any] = {}
-    kinds = {f.name: type(f.default) for f in dataclasses.fields(Sampling)}
+    kinds: dict[str, Any] = {f.name: type(f.default) for f in dataclasses.fields(Sampling)}
     for key, child in place.mapping().items():
         where = child.under(key)
         if key not in kinds:

@@ -85,14 +85,16 @@ class Shape:
         begin = np.array(begin_token(tokenizer), np.int64)
         nothing = np.empty(0, np.int64)
         self.tokenizer, self.isolated = tokenizer, isolated
-        self.begin, self.opening = (nothing, begin) if isolated else (begin, nothing)
+        self.begin: np.ndarray = nothing if isolated else begin
+        self.opening: np.ndarray = begin if isolated else nothing
         between = np.array(blank if end is None else [end], np.int64)
         self.separator = nothing if isolated else between
         self.body = seqlen - len(self.begin)
 
     def window(self, units: Sequence[Unit]) -> Window:
         """Put units together; what is too much is cut at the end."""
-        parts, starts, at = [self.begin], [], len(self.begin)
+        parts, at = [self.begin], len(self.begin)
+        starts: list[int] = []
         for unit in units:
             if starts:
                 parts.append(self.separator)
@@ -266,7 +268,7 @@ class LongStream(Stream):
         block = 0
         while self._documents:
             words = np.random.Philox(key=[self.seed, block]).random_raw(2 * _DRAWS)
-            yield from words.reshape(-1, 2).tolist()
+            yield from zip(words[0::2].tolist(), words[1::2].tolist(), strict=True)
             block += 1
 
     def _any_long(self) -> bool:
