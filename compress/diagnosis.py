@@ -49,6 +49,7 @@ def _optional() -> list[Part]:
         Part("timm", "timm's image models", f"pip install timm{keep}"),
         Part("onnxruntime", "running ONNX exports", "pip install onnxruntime"),
         Part("llmcompressor", "the peer in benchmarks", "pip install llmcompressor"),
+        Part("tensorboard", "event files of training", "pip install tensorboard"),
         Part("pytest", "the test suite", 'pip install -e ".[test]"'),
     ]
 

@@ -151,7 +151,7 @@ class Display(TrainerCallback):
         """Say a line at each tenth of the run, and each validation."""
         tenth = LINES * state.global_step // max(state.max_steps, 1)
         if "loss" not in entry:
-            parts = [f"{k.replace('_', ' ')} {fmt.quality(v)}" for k, v in entry.items()
+            parts = [f"{k.replace('_', ' ')} {v:.3f}" for k, v in entry.items()
                      if k.endswith("_loss")]  # fmt: skip
             self.say(f"{f'step {state.global_step}':<12}{'   '.join(parts)}")
         elif tenth > self._said:

@@ -149,7 +149,8 @@ def _fill_in(settings: TrainSettings, start: Start) -> TrainSettings:
             f"`--seqlen {settings.seqlen}` is above the model's limit of {limit} tokens",
             f"use `--seqlen {limit}` or less",
         )
-    return replace(settings, lr=lr, seqlen=min(settings.length, limit or settings.length))
+    length = min(settings.length, limit or settings.length)
+    return replace(settings, lr=lr, seqlen=length, betas=settings.moments)
 
 
 def _place_norms(model: PreTrainedModel, settings: TrainSettings, start: Start) -> Placement:
@@ -234,7 +235,7 @@ def _check_length(name: str, parts: Iterator[tuple[list[Encoded], int]], length:
     if found <= length:
         raise RequestError(
             f"{name} holds {found} tokens, and one sequence takes {length + 1}",
-            f"use a longer text, or `--seqlen {max(found - 1, 2)}` or less",
+            f"use a longer text, or `--seqlen {found - 1}` or less" if found > 2 else "use a text",
         )
 
 

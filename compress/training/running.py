@@ -100,7 +100,9 @@ class Validation(TrainerCallback):
                 self.last = self.measure(kwargs["model"], args.device)
             logs = {f"{kind}_loss": loss.value for kind, loss in self.last.items()}
             assert self.trainer is not None
+            due = control.should_log
             self.trainer.log(logs)
+            control.should_log = due  # of the training loss: any log takes it for done
 
     def measure(self, model: nn.Module, device: torch.device) -> dict[str, MeanLoss]:
         """Return the losses by kind."""

@@ -24,7 +24,7 @@ DOORS: dict[str, dict[str, Any]] = {
         "default_seqlen": 4096,
         "batch_size": 256,
         "weight_decay": 0.05,
-        "betas": (0.9, 0.95),
+        "default_betas": (0.9, 0.95),
     },
     "train-mixln": {
         "norm": "mix",
@@ -53,6 +53,8 @@ OPTIMIZER_OPTIONS: dict[str, tuple[str, ...]] = {
 }
 """Which optimizer takes which of the options that not every one has."""
 
+_OWN_BETAS, _NO_BETAS, _NO_EPS = ("lion",), ("adafactor",), ("lion",)
+
 QUANTISE = ("4", *quantising.FORMATS)
 STORED = ("rounded", "master")
 
@@ -76,7 +78,8 @@ class TrainSettings:
         lr: peak learning rate; None takes the preset's, 1e-3 for a random start, 2e-5 else.
         schedule, warmup, min_lr: shape of the rate; warmup below 1 is a share of the steps, min_lr
             a share of the peak.
-        weight_decay, betas, eps: of the optimizer; eps None is its own default.
+        weight_decay, betas, eps: of the optimizer; betas None are default_betas, but Lion's are its
+            own; eps None is its own default.
         max_grad_norm: the gradient's norm is clipped to this; 0 is off.
         precision: float32, bf16 or fp16 (mixed: weights stay float32), pure-bf16.
         gradient_checkpointing, compile: trade time for memory; torch.compile the model.
@@ -117,7 +120,8 @@ class TrainSettings:
     warmup: float = 0.1
     min_lr: float = 0.1
     weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[float, float] | None = None
+    default_betas: tuple[float, float] = (0.9, 0.999)
     eps: float | None = None
     max_grad_norm: float = 1.0
     precision: str = "float32"
@@ -221,12 +225,21 @@ class TrainSettings:
         """Tokens in a sequence."""
         return self.default_seqlen if self.seqlen is None else self.seqlen
 
+    @property
+    def moments(self) -> tuple[float, float] | None:
+        """The betas asked for, or the command's; None where the optimizer has better ones."""
+        if self.betas is None and self.optimizer in (*_OWN_BETAS, *_NO_BETAS):
+            return None
+        return self.default_betas if self.betas is None else self.betas
+
     def optimizer_options(self) -> dict[str, Any]:
         """The options given for the optimizer alone."""
         every = sorted({name for names in OPTIMIZER_OPTIONS.values() for name in names})
         given = {name: getattr(self, name) for name in every}
         options = {name: value for name, value in given.items() if value is not None}
-        options |= {"betas": self.betas, "weight_decay": self.weight_decay}
+        options["weight_decay"] = self.weight_decay
+        if self.moments is not None:
+            options["betas"] = self.moments
         known = OPTIMIZERS[self.optimizer].options
         if "total_steps" in known:
             options["total_steps"] = self.run_steps()
@@ -340,7 +353,7 @@ class TrainSettings:
                 yield f"`{_option(name)} {value:g}` is outside [0, 1]", ""
         if self.density is not None and not 0 < self.density <= 1:
             yield f"`--density {self.density:g}` is outside (0, 1]", "1 keeps every moment."
-        shares = [("--betas", beta) for beta in self.betas]
+        shares = [("--betas", beta) for beta in self.betas or ()]
         shares += [(f"--{n}", getattr(self, n)) for n in ("gamma1", "gamma2", "gamma3")]
         for option, value in shares:
             if value is not None and not 0 <= value < 1:
@@ -391,6 +404,9 @@ class TrainSettings:
                 f"`--post-fraction` can't act with `--norm {self.norm or 'pre'}`",
                 "it belongs to `--norm mix`.",
             )
+        for name, without in (("betas", _NO_BETAS), ("eps", _NO_EPS)):
+            if getattr(self, name) is not None and self.optimizer in without:
+                yield f"`--{name}` can't act with `--optimizer {self.optimizer}`", "leave it out."
         taken = OPTIMIZER_OPTIONS.get(self.optimizer, ())
         for name in sorted({n for names in OPTIMIZER_OPTIONS.values() for n in names} - {*taken}):
             if getattr(self, name) is not None:

@@ -282,3 +282,48 @@ def test_the_help_fits_the_screen():
     assert max(map(len, shown.splitlines())) <= 80
     for heading in ("Text", "Length and schedule", "Objective", "Optimizer", "Norms and start"):
         assert f"{heading}:" in shown
+
+
+def test_every_loss_is_logged_beside_its_validation(config, options, text, tmp_path):
+    valid = str(text.with_name("valid.txt"))
+    own = {**options, "eval_every": 2, "log_every": 2, "save_every": 3}
+    train_spam(config, tmp_path / "out", valid=valid, **own)
+    logs = read_metrics(tmp_path / "out" / "metrics.jsonl")
+    assert [e["step"] for e in logs if "valid_loss" in e] == [2, 4, 6]
+    assert [e["step"] for e in logs if "loss" in e] == [2, 3, 4, 6]  # 3 is saved
+
+
+def test_the_pace_is_of_training_alone(tmp_path, monkeypatch):
+    """Eight seconds of validation and four of saving in ten of training, in all of two logs."""
+    now = [0.0]
+    monkeypatch.setattr(display.time, "perf_counter", lambda: now[0])
+    shown = display.Display(tmp_path / "metrics.jsonl", tokens_a_step=100)
+    state = type("S", (), {"is_world_process_zero": True, "global_step": 0, "max_steps": 10})()
+    control = type("C", (), {"should_save": True, "should_log": False})()
+    shown.on_train_begin(None, state, control)
+    logs = {"loss": 1.0, "learning_rate": 0.1}
+    for _ in range(2):
+        state.global_step += 5
+        now[0] += 5
+        shown.on_step_end(None, state, control)
+        with shown.paused():
+            now[0] += 4
+        shown.on_log(None, state, control, logs)
+        now[0] += 2
+        shown.on_save(None, state, control)
+    assert [e["tokens_per_s"] for e in read_metrics(tmp_path / "metrics.jsonl")] == [100.0, 100.0]
+    assert shown.tokens_per_s == 100.0
+    shown.close()
+
+
+def test_sparse_momentum_takes_less_memory(config, options, tmp_path):
+    """At density 0.25 the hidden matrices' moments are a quarter; tables and norms stay whole."""
+    found = {}
+    for density in (1.0, 0.25):
+        place = tmp_path / str(density)
+        train_spam(config, place, **{**options, "optimizer": "spam", "density": density})
+        found[density] = receipt_of(place)["training"]["optimizer_state_bytes"]
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "1.0")
+    hidden = sum(p.numel() for n, p in model.named_parameters() if "_proj" in n)
+    assert found[1.0] == pytest.approx(8 * model.num_parameters(), rel=0.01)
+    assert found[1.0] - found[0.25] == pytest.approx(0.75 * 8 * hidden, rel=0.02)

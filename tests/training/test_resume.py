@@ -139,6 +139,24 @@ def test_dropout_resumes_too(text, tmp_path):
     assert outcome(places[0]) == outcome(places[1])
 
 
+@pytest.mark.parametrize("optimizer", ["spam", "stable-spam"])
+def test_killed_in_a_reset_cycle_with_spikes_and_four_bits_it_resumes(
+    optimizer, config, text, tmp_path
+):
+    """Moments, warm-up, blocks drawn, counts of spikes and random rounding all go on."""
+    more = {
+        "optimizer": optimizer, "reset_every": 3, "inject_spikes": "noise:0.5:50", "warmup": 0.0,
+        "quantise": "4", "quantise_activations": True, "quantise_save": "master",
+    }  # fmt: skip
+    if optimizer == "spam":
+        more |= {"density": 0.5, "reset_warmup": 2, "settle": 1}
+    places = [tmp_path / name / "out" for name in ("whole", "killed")]
+    assert run(job(config, text, places[0], **more)) == 0
+    assert run(job(config, text, places[1], **more), "5") == signal.SIGKILL
+    assert run(job(config, text, places[1], resume=True, **more)) == 0
+    assert outcome(places[0]) == outcome(places[1])
+
+
 @pytest.mark.parametrize("arch", ["llama", "mixtral"])
 def test_an_edited_checkpoint_resumes(arch, text, tmp_path):
     """Low-rank modules and the guard come back: the stock Trainer would leave them as they were."""

@@ -37,7 +37,7 @@ def test_the_defaults_are_fine_and_the_help_tells_them(door):
     assert told["seqlen"] == settings.length
     assert told["batch_size"] == settings.batch_size
     assert told["weight_decay"] == settings.weight_decay
-    assert told["betas"] == settings.betas
+    assert told["betas"] == settings.moments
     assert settings.max_grad_norm == 1.0
 
 
@@ -47,7 +47,7 @@ def test_every_option_of_the_command_line_is_a_setting():
     named = {p.name for p in command.params}
     calls = {"model", "output", "overwrite", "resume", "as_json", "quiet", "debug", "config"}
     calls |= {"revision", "token", "trust_remote_code"}
-    assert named - calls == known - {"default_seqlen"}
+    assert named - calls == known - {"default_seqlen", "default_betas"}
 
 
 def test_the_doors_take_all_options():
@@ -81,6 +81,8 @@ def test_only_options_that_were_given_reach_the_optimizer():
     assert make(optimizer="adamw").optimizer_options() == plain
     assert make(seed=7).optimizer_options() == {**plain, "seed": 7}
     assert make(optimizer="stable-spam").optimizer_options() == {**plain, "total_steps": 100}
+    assert "betas" not in make(optimizer="lion").optimizer_options()  # its own are other ones
+    assert make(optimizer="lion", betas=(0.8, 0.9)).optimizer_options()["betas"] == (0.8, 0.9)
     given = make(theta=50.0, eps=1e-6, reset_every=80).optimizer_options()
     assert given["theta"] == 50.0
     assert (given["eps"], given["reset_every"]) == (1e-6, 80)
@@ -123,6 +125,20 @@ def test_a_resume_may_change_what_changes_no_result():
         ({"optimizer": "adamw", "density": 0.5}, "`--density` can't act with `--optimizer adamw`"),
         ({"optimizer": "adamw", "theta": 9.0}, "`--theta` can't act with `--optimizer adamw`"),
         ({"gamma1": 0.5}, "`--gamma1` can't act with `--optimizer spam`"),
+        ({"optimizer": "adafactor", "betas": (0.9, 0.9)}, "`--betas` can't act with"),
+        ({"optimizer": "lion", "eps": 1e-8}, "`--eps` can't act with `--optimizer lion`"),
+        ({"quantise": "3"}, "`--quantise 3` isn't known"),
+        ({"quantise_group": 64}, "`--quantise-group` can't act without `--quantise`"),
+        ({"quantise_activations": True}, "`--quantise-activations` can't act without"),
+        ({"quantise_save": "master"}, "`--quantise-save` can't act without `--quantise`"),
+        ({"quantise": "4", "quantise_group": 0}, "`--quantise-group 0` is less than 1"),
+        ({"quantise": "4", "quantise_save": "both"}, "`--quantise-save both` isn't known"),
+        ({"inject_spikes": "noises"}, "`--inject-spikes noises`: no kind `noises`"),
+        ({"inject_spikes": "noise:2"}, "the share 2 is outside (0, 1]"),
+        ({"inject_spikes": "noise", "fsdp": True}, "not with `--fsdp`"),
+        ({"spikes": True, "deepspeed": "x.json"}, "DeepSpeed keeps gradients to itself"),
+        ({"spikes": False, "spike_threshold": 9.0}, "`--spike-threshold` can't act with"),
+        ({"spike_threshold": 0.0}, "`--spike-threshold 0` isn't a positive number"),
         ({"fsdp": True, "deepspeed": "x.json"}, "two ways to shard"),
         ({"skip_nonfinite": -1}, "`--skip-nonfinite -1` is less than 0"),
     ],

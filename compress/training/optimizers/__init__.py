@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from compress.errors import RequestError, RunError, near_names
 from compress.training.optimizers import baselines
+from compress.training.optimizers.apollo import APOLLO
 from compress.training.optimizers.base import BadOption, check_common
 from compress.training.optimizers.baselines import state_size
 from compress.training.optimizers.spam import SPAM
@@ -107,7 +108,7 @@ def _infos() -> dict[str, OptimizerInfo]:
         OptimizerInfo("lion", others, "4", _half, baselines.lion),
         OptimizerInfo("galore", others, "8 rank / short side, tables 8", _projected,
                       baselines.galore),
-        OptimizerInfo("apollo", others, "8 rank / short side, tables 8", _projected,
+        OptimizerInfo("apollo", ours, "8 rank / short side, tables 8", _projected,
                       baselines.apollo),
         OptimizerInfo("adam-mini", others, "4, tables 8", _mini, baselines.adam_mini),
         OptimizerInfo("soap", others, "8, and two matrices a side", _soap, baselines.soap),
@@ -166,7 +167,7 @@ def build_optimizer(
 
 def _options(info: OptimizerInfo) -> set[str]:
     found = set(inspect.signature(info.make).parameters) - {"source", "lr", "options"}
-    classes: dict[str, type] = {"spam": SPAM, "stable-spam": StableSPAM}
+    classes: dict[str, type] = {"spam": SPAM, "stable-spam": StableSPAM, "apollo": APOLLO}
     if info.name in classes:
         return found | set(inspect.signature(classes[info.name]).parameters) - {"params", "lr"}
     return found | {"betas", "eps"}
@@ -200,7 +201,9 @@ def _check_state_once(
         own: Any = parameter
         own = own.to_local() if hasattr(own, "to_local") else own
         share = own.numel() / max(parameter.numel(), 1)
-        master = 0 if parameter.element_size() >= 4 else 4 * parameter.numel()
-        return share * (info.bytes_of(parameter.shape, hidden, options) + master) + _PER_TENSOR
+        size = parameter.element_size()
+        master = 0 if size >= 4 else 4 * parameter.numel()
+        moments = info.bytes_of(parameter.shape, hidden, options) * max(size, 4) / 4
+        return share * (moments + master) + _PER_TENSOR
 
     handle = optimizer.register_step_post_hook(check)

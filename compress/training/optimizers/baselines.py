@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from compress.errors import RequestError
+from compress.training.optimizers.apollo import APOLLO
 from compress.training.optimizers.grouping import Parameters, sort_parameters
 from compress.training.optimizers.paired import Paired
 from compress.training.optimizers.spam import SPAM
 from compress.training.optimizers.stable_spam import StableSPAM
 
-Maker = Callable[..., torch.optim.Optimizer]
+_EXTRA = "pytorch_optimizer"
 GALORE = {"update_proj_gap": 200, "scale": 0.25, "projection_type": "std"}
-APOLLO = {"update_proj_gap": 200, "scale": 1.0, "projection_type": "std"}
 
 
 def package(name: str, method: str) -> Any:
@@ -30,7 +29,7 @@ def package(name: str, method: str) -> Any:
     if importlib.util.find_spec(name) is None:
         raise RequestError(
             f"--optimizer {method} needs the package `{name}`, which isn't installed",
-            f"pip install {name.replace('_', '-')}, or pip install 'compress[optimizers]'",
+            "pip install 'compress[optimizers]'" if name == _EXTRA else f"pip install {name}",
         )
     return importlib.import_module(name)
 
@@ -98,36 +97,40 @@ def lion(
     return library.Lion(sort_parameters(source).groups(weight_decay), lr=lr, betas=betas)
 
 
-def _projected(
-    method: str, kind: str, extra: dict[str, Any]
-) -> Callable[..., torch.optim.Optimizer]:
-    def make(
-        source: Any,
-        lr: float,
-        *,
-        weight_decay: float = 0.0,
-        rank: int | None = None,
-        **options: Any,
-    ) -> Any:
-        library = package("pytorch_optimizer", method)
-        # Its projector is kept in the state, an object that a checkpoint must be allowed to hold.
-        projector = importlib.import_module("pytorch_optimizer.optimizer.utils.galore")
-        torch.serialization.add_safe_globals([projector.GaLoreProjector])
-        found = sort_parameters(source)
-        if rank is None:
-            rank = default_rank(found)
-        # Without `rank` in a group, these are plain Adam, silently.
-        matrices = {key: extra[key] for key in extra if key != "scale_type"}
-        groups = found.groups(weight_decay, rank=rank, **matrices)
-        own = {"scale_type": extra["scale_type"]} if "scale_type" in extra else {}
-        return getattr(library, kind)(groups, lr=lr, **own, **options)
-
-    make.__doc__ = f"""pytorch_optimizer's {kind}, projecting the hidden matrices to `rank`."""
-    return make
+def galore(
+    source: Any,
+    lr: float,
+    *,
+    weight_decay: float = 0.0,
+    rank: int | None = None,
+    **options: Any,
+) -> Any:
+    """pytorch_optimizer's GaLore, projecting the hidden matrices to `rank`."""
+    library = package("pytorch_optimizer", "galore")
+    # Its projector is kept in the state, an object that a checkpoint must be allowed to hold.
+    projector = importlib.import_module("pytorch_optimizer.optimizer.utils.galore")
+    torch.serialization.add_safe_globals([projector.GaLoreProjector])
+    found = sort_parameters(source)
+    # Without `rank` in a group, it is plain Adam, silently.
+    groups = found.groups(weight_decay, rank=rank or default_rank(found), **GALORE)
+    return library.GaLore(groups, lr=lr, **options)
 
 
-galore = _projected("galore", "GaLore", GALORE)
-apollo = _projected("apollo", "APOLLO", {**APOLLO, "scale_type": "channel"})
+def apollo(
+    source: Any,
+    lr: float,
+    *,
+    weight_decay: float = 0.0,
+    rank: int | None = None,
+    **options: Any,
+) -> Any:
+    """APOLLO, ours: pytorch_optimizer 4.1's scales the projection and projects that back.
+
+    Its update then has the projection's rank; the paper's is the whole gradient, scaled.
+    """
+    found = sort_parameters(source)
+    groups = found.groups(weight_decay, rank=rank or default_rank(found))
+    return APOLLO(groups, lr, **options)
 
 
 def default_rank(found: Parameters) -> int:
