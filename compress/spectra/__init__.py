@@ -2,6 +2,7 @@
 
 metrics: from eigenvalues to numbers, batched; tails: the power-law fits among them
 farms, bulk, shuffle: measures of windows, of the Marchenko-Pastur bulk, against a shuffled matrix
+settled: where eigenvalues in single precision are enough
 decompose: weights to eigenvalues, by precision, threads and cache; cache: its files
 measure: from a checkpoint to a row for each matrix, a block at a time
 watcher: the same by WeightWatcher

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,19 +12,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from compress.errors import RequestError
 from compress.numerics import gram_eigenvalues
+from compress.numerics.eigen import allows_single
 from compress.spectra.bulk import bulk_metrics
 from compress.spectra.cache import SpectraCache
 from compress.spectra.farms import FarmsSettings, window_eigenvalues
 from compress.spectra.metrics import METRICS, measure_batch
+from compress.spectra.settled import BOTTOM, settled
 from compress.spectra.shuffle import shuffled, spectral_distance
 
 # Weights in one batched decomposition on CUDA, in float64 4 GB with its copies.
 _BATCH_WEIGHTS = 1 << 27
+# Below this side nothing is gained by single precision; above this ratio of the sides the least
+# eigenvalues drown in its rounding.
+_SINGLE_FROM, _NEARLY_SQUARE = 64, 0.9
+
+_Run = Callable[[Callable[..., Any], Sequence[Any]], list[Any]]
 
 
 @dataclass(frozen=True)
@@ -35,12 +43,25 @@ class Wanted:
         exact: decompose by singular values, see `gram_eigenvalues`.
         farms: windows of the metric farms.
         seed: of the shuffle behind rand_distance, >= 0.
+        precise: eigenvalues in double precision throughout, for what must not hang on the last
+            digits. Else, on a CPU, single precision is tried first where all metrics can come
+            from it, and double where it doesn't settle them, see `settled`.
     """
 
     metrics: tuple[str, ...]
     exact: bool = False
     farms: FarmsSettings = field(default_factory=FarmsSettings)
     seed: int = 0
+    precise: bool = False
+
+    def single(self, weight: Tensor) -> bool:
+        """Whether the eigenvalues of this matrix [out, in] are first tried in single precision."""
+        if self.exact or self.precise or not allows_single(weight):
+            return False
+        short, long = min(weight.shape), max(weight.shape)
+        if short < _SINGLE_FROM or any(METRICS[m].needs != "spectrum" for m in self.metrics):
+            return False
+        return short < _NEARLY_SQUARE * long or not BOTTOM & set(self.metrics)
 
     def key(self, what: str, weight: Tensor) -> str:
         """What a cached entry must agree on beside the tensor."""
@@ -77,12 +98,15 @@ def decompose(
         return []
     with _threads(weights[0][1]) as run:
         jobs = run(lambda item: _Job(item[0], item[1], wanted, cache), weights)
-        missing = [job for job in jobs if job.eigenvalues is None]
         if weights[0][1].is_cuda:
-            _decompose_batches(missing)
+            _decompose_batches([job for job in jobs if job.eigenvalues is None])
         else:
-            run(_Job.decompose, missing)
+            run(_Job.decompose, [job for job in jobs if job.eigenvalues is None])
+            run(_Job.decompose, _doubtful(jobs, run))
         return run(_Job.finish, jobs)
+
+
+_SINGLE = "eigenvalues in single precision"
 
 
 class _Job:
@@ -94,18 +118,22 @@ class _Job:
         self.name, self.weight, self.wanted, self.cache = name, weight, wanted, cache
         self.content = "" if cache is None else cache.content(weight)
         self.measured = 0
+        self.single = False
         known = self._recall("eigenvalues")
+        if known is None and wanted.single(weight):
+            self.single = True
+            known = self._recall(_SINGLE)
         self.eigenvalues = None if known is None else torch.from_numpy(known).to(weight.device)
 
     def decompose(self) -> None:
         """Eigenvalues of this one alone."""
         with _named([self]):
-            self.keep(gram_eigenvalues(self.weight, self.wanted.exact))
+            self.keep(gram_eigenvalues(self.weight, self.wanted.exact, self.single))
 
     def keep(self, eigenvalues: Tensor) -> None:
         """Take eigenvalues that were measured, and hand them to the cache."""
         self.eigenvalues = eigenvalues
-        self._record("eigenvalues", eigenvalues.cpu().numpy())
+        self._record(_SINGLE if self.single else "eigenvalues", eigenvalues.cpu().numpy())
 
     def finish(self) -> PartSpectrum:
         """Measure what needs more than eigenvalues."""
@@ -152,6 +180,31 @@ class _Job:
             self.cache.write(self.content, self.wanted.key(what, self.weight), values)
 
 
+def _doubtful(jobs: Sequence[_Job], run: _Run) -> list[_Job]:
+    """Those whose eigenvalues in single precision don't settle the metrics; next time in double."""
+    by_length: dict[int, list[_Job]] = {}
+    for job in jobs:
+        if job.single:
+            by_length.setdefault(min(job.weight.shape), []).append(job)
+    # A few at a time, one lot for each thread.
+    lots = [
+        members[i::parts]
+        for members in by_length.values()
+        for parts in [min(torch.get_num_threads(), len(members))]
+        for i in range(parts)
+    ]
+
+    def unsettled(lot: list[_Job]) -> list[_Job]:
+        stack = torch.stack([job.eigenvalues for job in lot if job.eigenvalues is not None])
+        known = settled(stack, lot[0].wanted.metrics).tolist()
+        return [job for job, good in zip(lot, known, strict=True) if not good]
+
+    found = [job for lot in run(unsettled, lots) for job in lot]
+    for job in found:
+        job.single = False
+    return found
+
+
 def _decompose_batches(jobs: Sequence[_Job]) -> None:
     """On CUDA: matrices of equal shape and dtype in one call."""
     alike: dict[Any, list[_Job]] = {}
@@ -182,15 +235,21 @@ def _named(jobs: Sequence[_Job]) -> Iterator[None]:
 
 
 @contextmanager
-def _threads(sample: Tensor) -> Iterator[Callable[[Callable[..., Any], Sequence[Any]], list[Any]]]:
+def _threads(sample: Tensor) -> Iterator[_Run]:
     """A map over matrices: threads of one BLAS thread each on a CPU, else a plain loop."""
     many = torch.get_num_threads()
     if sample.is_cuda:
         yield lambda function, items: [function(item) for item in items]
         return
-    with threadpool_limits(1, user_api="blas"):
+    with _blas().limit(limits=1, user_api="blas"):
         if many == 1:
             yield lambda function, items: [function(item) for item in items]
             return
         with ThreadPoolExecutor(many) as pool:
             yield lambda function, items: list(pool.map(function, items))
+
+
+@functools.lru_cache(maxsize=1)
+def _blas() -> ThreadpoolController:
+    """The BLAS libraries of this process; finding them takes 3 ms, as long as half a matrix."""
+    return ThreadpoolController()

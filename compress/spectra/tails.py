@@ -34,8 +34,8 @@ from torch import Tensor
 TAILS = ("alpha_peak", "alpha_peak_strict", "alpha_mid", "alpha_ks")
 # A tail whose values agree to this share has no exponent but that of rounding and of stored digits.
 _LEAST_LOG_RATIO = 1e-6
-_BINS = 100
-_PEAK_RANGE = (0.95, 1.5)
+BINS = 100
+PEAK_RANGE = (0.95, 1.5)
 # Values of each tail that the first round looks at, and by how much each next round looks at more.
 _FIRST_LOOK = 24
 _NEXT_LOOK = 8
@@ -72,13 +72,9 @@ def fit_tails(e_BN: Tensor, names: list[str]) -> dict[str, Tail]:
     if not names:
         return {}
     n_values = e_BN.shape[1]
-    positive_BN = e_BN > 0
-    rank = positive_BN.sum(1)
-    n_N = torch.arange(n_values, 0, -1, device=e_BN.device).double()
-    log_BN = torch.where(positive_BN, e_BN, 1.0).log()
-    log_ratio_BN = log_BN.flip(1).cumsum(1).flip(1) / n_N - log_BN  # mean ln(e_j / e_i) of a tail
-    fits_BN = positive_BN & (log_ratio_BN > _LEAST_LOG_RATIO)
-    alpha_BN = 1 + 1 / torch.where(fits_BN, log_ratio_BN, torch.nan)
+    rank = (e_BN > 0).sum(1)
+    log_BN, alpha_BN = exponents(e_BN)
+    fits_BN = alpha_BN.isfinite()
     chosen = {n: fits_BN & _candidates(n, e_BN, log_BN) for n in names if n != "alpha_mid"}
     if n_values > _LARGE:
         chosen = {name: _thinned(set_BN) for name, set_BN in chosen.items()}
@@ -99,12 +95,22 @@ def fit_tails(e_BN: Tensor, names: list[str]) -> dict[str, Tail]:
     return tails
 
 
+def exponents(e_BN: Tensor) -> tuple[Tensor, Tensor]:
+    """[B, N] ln e, 0 for a zero; [B, N] the exponent of the tail from each value, or NaN."""
+    positive_BN = e_BN > 0
+    n_N = torch.arange(e_BN.shape[1], 0, -1, device=e_BN.device).double()
+    log_BN = torch.where(positive_BN, e_BN, 1.0).log()
+    log_ratio_BN = log_BN.flip(1).cumsum(1).flip(1) / n_N - log_BN  # mean ln(e_j / e_i) of a tail
+    fits_BN = positive_BN & (log_ratio_BN > _LEAST_LOG_RATIO)
+    return log_BN, 1 + 1 / torch.where(fits_BN, log_ratio_BN, torch.nan)
+
+
 def _candidates(name: str, e_BN: Tensor, log_BN: Tensor) -> Tensor:
     """Bool [B, N]: where the tail may start, among the starts that have an exponent."""
     positive_BN = e_BN > 0
     if name == "alpha_ks":
         return positive_BN
-    lower, upper = _PEAK_RANGE
+    lower, upper = PEAK_RANGE
     x_B1 = _peak(e_BN, log_BN)
     chosen_BN = positive_BN & (e_BN <= upper * x_B1)
     if name == "alpha_peak":
@@ -121,9 +127,9 @@ def _peak(e_BN: Tensor, log_BN: Tensor) -> Tensor:
     positive_BN = e_BN > 0
     most_B1 = log_BN[:, -1:]
     least_B1 = log_BN.where(positive_BN, most_B1).amin(1, keepdim=True)
-    width_B1 = (most_B1 - least_B1) / _BINS
-    place_BN = ((log_BN - least_B1) / width_B1).nan_to_num(0.0).clamp(0, _BINS - 1).long()
-    counts = torch.zeros(len(e_BN), _BINS, dtype=torch.int64, device=e_BN.device)
+    width_B1 = (most_B1 - least_B1) / BINS
+    place_BN = ((log_BN - least_B1) / width_B1).nan_to_num(0.0).clamp(0, BINS - 1).long()
+    counts = torch.zeros(len(e_BN), BINS, dtype=torch.int64, device=e_BN.device)
     counts.scatter_add_(1, place_BN, positive_BN.long())
     return (least_B1 + counts.argmax(1, keepdim=True) * width_B1).exp()
 
@@ -142,6 +148,17 @@ def _search(
 
     D is infinite where a set has none.
     """
+    slack_BN = torch.full_like(log_BN, _SLACK / 2)
+    bound_BN = race(log_BN, alpha_BN, chosen, slack_BN)
+    least = {name: bound_BN.where(set_BN, torch.inf).min(1) for name, set_BN in chosen.items()}
+    return {name: (found.values, found.indices) for name, found in least.items()}
+
+
+def race(log_BN: Tensor, alpha_BN: Tensor, chosen: dict[str, Tensor], slack_BN: Tensor) -> Tensor:
+    """[B, N] D of every start that may be the least of a set; of others a lower bound, or infinity.
+
+    A start drops out once its bound less its slack exceeds the D of another plus that one's slack.
+    """
     most = _places(log_BN)
     bound_BN = torch.full_like(log_BN, torch.inf)
     racing_BN = torch.stack(list(chosen.values())).any(0)
@@ -155,10 +172,10 @@ def _search(
         for set_BN in chosen.values():
             best_B = bound_BN.where(set_BN, torch.inf).argmin(1)
             limit_B = _exact(log_BN, alpha_BN, best_B)  # NaN where the set is empty: none races
-            racing_BN |= set_BN & (bound_BN <= limit_B[:, None] + _SLACK)
+            limit_B = limit_B + slack_BN.gather(1, best_B[:, None])[:, 0]
+            racing_BN |= set_BN & (bound_BN - slack_BN <= limit_B[:, None])
         values = min(values * _NEXT_LOOK, most)
-    least = {name: bound_BN.where(set_BN, torch.inf).min(1) for name, set_BN in chosen.items()}
-    return {name: (found.values, found.indices) for name, found in least.items()}
+    return bound_BN
 
 
 def _places(log_BN: Tensor) -> int:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from compress.numerics import gram_eigenvalues
+from compress.numerics.eigen import single_error
 
 
 def reference(weight: torch.Tensor) -> torch.Tensor:
@@ -90,3 +91,56 @@ def test_bad_weights_are_refused():
         gram_eigenvalues(torch.ones(4))
     with pytest.raises(ValueError, match="out, in"):
         gram_eigenvalues(torch.ones(0, 4))
+
+
+def heavy(n: int, long: int, g: torch.Generator, power: float) -> torch.Tensor:
+    return torch.randn(n, long, generator=g) * torch.arange(1, n + 1)[:, None] ** -power
+
+
+FAMILIES = {
+    "gaussian": lambda n, m, g: torch.randn(n, m, generator=g),
+    "rows of falling size": lambda n, m, g: heavy(n, m, g, 0.7),
+    "a mean": lambda n, m, g: torch.randn(n, m, generator=g) + 1,
+    "spikes": lambda n, m, g: (
+        torch.randn(n, m, generator=g)
+        + 3 * torch.randn(n, 3, generator=g) @ torch.randn(3, m, generator=g)
+    ),
+    "nine of ten zero": lambda n, m, g: (
+        torch.randn(n, m, generator=g) * (torch.rand(n, m, generator=g) < 0.1)
+    ),
+    "tiny": lambda n, m, g: torch.randn(n, m, generator=g) * 1e-25,
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("shape", [(64, 64), (128, 300), (300, 128), (512, 600)])
+def test_single_precision_keeps_its_bound(family, shape):
+    for seed in range(2):
+        weight = FAMILIES[family](*shape, torch.Generator().manual_seed(seed))
+        double, single = gram_eigenvalues(weight), gram_eigenvalues(weight, single=True)
+        bound = single_error(single)
+        assert bool(bound.isfinite().all())
+        assert bool(((single - double).abs() <= bound).all())
+        # It isn't so wide as to mean nothing.
+        assert float((bound / single[-1]).max()) < 3e-6
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda g: torch.randn(128, 20, generator=g) @ torch.randn(20, 128, generator=g),
+        lambda g: torch.linalg.qr(torch.randn(128, 128, generator=g)).Q,
+        lambda g: torch.zeros(128, 128),
+    ],
+    ids=["low rank", "orthogonal", "zero"],
+)
+def test_coinciding_eigenvalues_have_no_bound(make):
+    weight = make(torch.Generator().manual_seed(0))
+    assert bool(single_error(gram_eigenvalues(weight, single=True)).isinf().all())
+
+
+def test_single_precision_is_for_weights_without_more_digits():
+    weight = torch.randn(64, 90, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert torch.equal(gram_eigenvalues(weight, single=True), gram_eigenvalues(weight))
+    half = weight.bfloat16()
+    assert not torch.equal(gram_eigenvalues(half, single=True), gram_eigenvalues(half))

@@ -65,6 +65,7 @@ def _measured(ground: Ground, metric: str, windows: FarmsSettings | None) -> Mea
         metrics=[metric],
         device=ground.device,
         exact=ground.settings.esd_exact,
+        precise=True,  # the last digits decide which matrix gets the last zeros
         farms=windows,
         progress=ground.progress,
         team=ground.team,
