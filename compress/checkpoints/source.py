@@ -183,11 +183,15 @@ class Source:
         return get_class_from_dynamic_module((matching or references)[0], str(self.directory))
 
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
-        """Return the checkpoint's tokenizer, or None if it ships none.
+        """Return the checkpoint's tokenizer, read once, or None if it ships none.
 
         Raises:
             RequestError: there are tokenizer files, but they can't be used.
         """
+        return self._tokenizer
+
+    @cached_property
+    def _tokenizer(self) -> PreTrainedTokenizerBase | None:
         if not any((self.directory / name).is_file() for name in _TOKENIZER_FILES):
             return None
         try:

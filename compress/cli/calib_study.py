@@ -49,7 +49,7 @@ DATA = opt.options(
         required=True,
         metavar="A,B,…",
         heading="What to compare",
-        help="calibration sets: corpora or files, each with @FORMAT if wanted",
+        help="sets to compare: corpora or files, with @FORMAT; a=0.7+b=0.3 is a mix",
     ),
     option(
         "--formats",
@@ -91,10 +91,39 @@ DATA = opt.options(
         help="tokens a sequence  [default: 2048 or the model's limit]",
     ),
     option(
+        "--disjoint",
+        is_flag=True,
+        heading="What to compare",
+        help="the draws of a set share no window",
+    ),
+    option(
+        "--doc-sampling",
+        default="packed",
+        show_default=True,
+        metavar="NAME",
+        heading="What to compare",
+        help="packed: whole documents; isolated: each sees itself; long: windows of long ones",
+    ),
+    option(
+        "--select",
+        default="random",
+        show_default=True,
+        metavar="NAME",
+        heading="What to compare",
+        help="which windows: random; diverse: by words; cola: by activations",
+    ),
+    option(
+        "--chat-template/--no-chat-template",
+        default=True,
+        show_default=True,
+        heading="What to compare",
+        help="write prompt formats as conversations if the tokenizer can",
+    ),
+    option(
         "--allow-leakage",
         is_flag=True,
         heading="What to compare",
-        help="calibrate on what is evaluated on",
+        help="let text be calibrated on and evaluated on",
     ),
 )
 PRUNING = opt.options(
@@ -213,7 +242,6 @@ WORK = opt.options(
     option("--reuse", multiple=True, type=click.Path(), metavar="STUDY",
            help="take equal cells of a study or shard over; repeatable"),
     option("--backend", default="local", show_default=True, metavar="NAME", help="local or ray"),
-    option("--registry", type=click.Path(), metavar="FILE", help="YAML with your own corpora"),
     option("--dry-run", is_flag=True, help="count cells, passes and time; write nothing"),
 )  # fmt: skip
 
@@ -224,6 +252,7 @@ WORK = opt.options(
 @DATA
 @PRUNING
 @EVALUATION
+@opt.REGISTRY
 @WORK
 @opt.RESUME
 @opt.SEED

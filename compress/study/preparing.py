@@ -15,7 +15,7 @@ from compress.checkpoints.anatomy import Anatomy, Matrix, read_anatomy
 from compress.checkpoints.loader import skeleton
 from compress.checkpoints.placement import compute_dtype, resolve_device, resolve_dtype
 from compress.checkpoints.source import Source, open_source
-from compress.data.packing import CalibrationReport
+from compress.data import CalibrationReport
 from compress.errors import RequestError
 from compress.evaluation.measures import Request, check_request
 from compress.evaluation.perplexity import text_tokens
@@ -123,6 +123,7 @@ def open_subject(model: str, settings: StudySettings, progress: Progress, **wher
         source=source,
         seqlen=settings.eval_seqlen,
         stride=settings.stride,
+        registry=settings.registry,
     )
     tokenizer = source.tokenizer()
     if tokenizer is None:
@@ -175,7 +176,7 @@ class Calibration:
         """What the grid says of it: digest, windows and real tokens, what was dropped."""
         found = self.report.as_dict()
         named = ("digest", "windows", "seqlen", "tokens", "documents")
-        dropped = ("dropped_documents", "dropped_windows", "leaked", "parts")
+        dropped = ("dropped_documents", "dropped_windows", "leaked", "cut", "parts")
         kept = {name: found[name] for name in named}
         return kept | {name: found[name] for name in dropped if found.get(name)}
 
@@ -196,15 +197,32 @@ def draw_all(
             put into, text that is also evaluated on.
     """
     wanted = list(dict.fromkeys((g.model, g.calib, g.seed) for g in groups))
+    items = {name: _items(subject, settings) for name, subject in subjects.items()}
     found: Sets = {}
     for done, (model, calib, seed) in enumerate(wanted):
         progress("calibration sets", done, len(wanted), f"{calib}, seed {seed}")
         subject = subjects[model]
-        batches, report = draw(subject.source, subject.tokenizer, calib, seed, subject.seqlen,
-                               subject.request, settings, subject.device)  # fmt: skip
+        batches, report = draw(
+            subject.source,
+            calib,
+            seed,
+            settings,
+            seqlen=subject.seqlen,
+            items=items[model],
+            device=subject.device,
+            dtype=subject.dtype,
+            progress=progress,
+        )
         found[model, calib, seed] = Calibration(batches, report)
     progress("calibration sets", len(wanted), len(wanted))
     return found
+
+
+def _items(subject: Subject, settings: StudySettings) -> dict[str, list[str]]:
+    """The texts of the tasks' items, which calibration text is searched for."""
+    if subject.request.tasks is None or settings.allow_leakage:
+        return {}
+    return subject.request.tasks.texts(settings.limit)
 
 
 def content_of(

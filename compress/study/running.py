@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.checkpoints.workspace import Workspace
-from compress.data.specs import DataSpec
+from compress.data import Mix
 from compress.errors import RunError
 from compress.evaluation.asked import measured_once
 from compress.evaluation.measures import Measures
@@ -22,6 +22,7 @@ from compress.reports.study_files import write_report
 from compress.sparsity.preparing import Say
 from compress.study.answers import answer
 from compress.study.backends import run_groups
+from compress.study.calibrating import same_data
 from compress.study.cells import Group
 from compress.study.journal import FAILED, OK, SKIPPED, Journal, Outcome, write_grid, write_items
 from compress.study.preparing import Sets, Subject
@@ -47,7 +48,7 @@ class Study:
     """
 
     models: list[str]
-    calib: Mapping[str, DataSpec]
+    calib: Mapping[str, Mix]
     reference: str
     settings: StudySettings
     subjects: Mapping[str, Subject]
@@ -136,9 +137,10 @@ class Study:
         found = answer(
             outcomes,
             self.reference,
-            {name: spec.name for name, spec in self.calib.items()},
+            {name: mix.name for name, mix in self.calib.items()},
             resamples=self.settings.bootstrap,
             seed=self.settings.seed,
+            domains=same_data(self.calib, self.settings),
         )
         comparison = found.pop("comparison")
         first = self.models[0]
@@ -166,7 +168,7 @@ class Study:
         )
 
     def _lines(self, outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-        formats = {name: spec.format for name, spec in self.calib.items()}
+        formats = {name: mix.format for name, mix in self.calib.items()}
         return [o.line(formats.get(o.cell.calib, "raw")) for o in outcomes]
 
     def _notes(self, outcomes: Sequence[Outcome]) -> list[str]:
@@ -205,7 +207,7 @@ def _score_dense(worker: Worker, model: str) -> Measures:
 
 def headers(
     subjects: Mapping[str, Subject],
-    calib: Mapping[str, DataSpec],
+    calib: Mapping[str, Mix],
     reference: str,
     settings: StudySettings,
     groups: Sequence[Group],

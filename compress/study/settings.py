@@ -64,6 +64,9 @@ class StudySettings:
         backend: where calibration sets are worked on: `local`, or `ray`.
         reuse: finished studies or shards whose equal cells are taken over.
         registry: file with further corpora.
+        doc_sampling, select, pool, chat_template: how windows are made and chosen, as in
+            alpha-prune; pool: candidates for each window that is chosen.
+        disjoint: the draws of a set share no window.
         damp, block_size, skip: as in alpha-prune.
         bootstrap: resamples of the crossed bootstrap.
         seed: of the first draw, and of the bootstrap.
@@ -95,6 +98,11 @@ class StudySettings:
     backend: str = "local"
     reuse: tuple[str, ...] = ()
     registry: str | None = None
+    doc_sampling: str = "packed"
+    select: str = "random"
+    pool: int = 4
+    chat_template: bool = True
+    disjoint: bool = False
     damp: float = 0.01
     block_size: int = 128
     skip: tuple[str, ...] = ()
@@ -140,6 +148,8 @@ class StudySettings:
             seqlen=self.seqlen,
             batch_size=self.batch_size,
             propagate="dense" if self.stats == "dense" else "pruned",
+            doc_sampling=self.doc_sampling,
+            select=self.select,
             damp=self.damp,
             block_size=self.block_size,
             skip=self.skip,
