@@ -216,6 +216,15 @@ EVALUATION = opt.options(
         )
     ),
     option(
+        "--eval-batch-size",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        metavar="N",
+        heading="Evaluation",
+        help="windows scored at once",
+    ),
+    option(
         "--controls",
         default="full",
         show_default=True,

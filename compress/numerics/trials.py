@@ -47,7 +47,8 @@ def welch(first: Sequence[float], second: Sequence[float]) -> Interval:
         first, second: outcomes of independent trials.
 
     Returns:
-        No interval where either has fewer than two trials.
+        No interval where either has fewer than two trials, or where neither varies and they differ:
+        scores that move in steps then hide the noise.
     """
     from scipy.special import stdtr, stdtrit
 
@@ -58,7 +59,8 @@ def welch(first: Sequence[float], second: Sequence[float]) -> Interval:
     parts = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)
     error = math.sqrt(sum(parts))
     if error == 0:
-        return Interval(difference, difference, difference, 1.0 if difference == 0 else 0.0)
+        same = (difference, difference, 1.0) if difference == 0 else (None, None, None)
+        return Interval(difference, *same)
     # Shares before squares: the squares of tiny variances would underflow.
     shares = [part / sum(parts) for part in parts]
     freedom = 1 / (shares[0] ** 2 / (len(a) - 1) + shares[1] ** 2 / (len(b) - 1))
@@ -72,12 +74,15 @@ def paired_interval(first: Sequence[float], second: Sequence[float]) -> Interval
 
     Args:
         first, second: outcomes in the same order of seeds.
+
+    Returns:
+        No interval for a single pair, or where all pairs differ by the same: see `welch`.
     """
     from scipy.special import stdtrit
 
     test: Test | None = paired(second, first)
-    if test is None:
-        return Interval(first[0] - second[0], None, None, None)
+    if test is None or (test.stderr == 0 and test.difference != 0):
+        return Interval(float(np.mean(first) - np.mean(second)), None, None, None)
     half = float(stdtrit(len(first) - 1, 0.975)) * test.stderr
     return Interval(test.difference, test.difference - half, test.difference + half, test.p)
 

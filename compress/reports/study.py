@@ -80,7 +80,8 @@ def _legend(view: StudyView, width: int) -> str:
     words = (
         f"means over {seeds} seed{'s' * (seeds != 1)} and all ways to prune; ± is the standard "
         "error over seeds; P: how often a draw of the set beats a draw of the reference; * better, "
-        f"! worse: p < 0.05 after Holm's correction for {count}, and P at least 0.75; "
+        f"! worse: p < 0.05 after Holm's correction for {count}, and P at least 0.75; ~ on these "
+        "items only, by the bootstrap over seeds and items; "
         "rank: those that can't be excluded"
     )
     return fmt.wrap(words, width)
@@ -95,6 +96,7 @@ def _difference(row: Mapping[str, Any] | None) -> str:
     if row is None:
         return "reference"
     mark = " *" if row["better"] else " !" if row["worse"] else ""
+    mark += "~" if mark and row.get("other_items") is False else ""
     domain = " same data set" if row.get("in_domain") else ""
     return signed_interval(row) + mark + domain
 
@@ -189,13 +191,22 @@ def _variance(view: StudyView, width: int, terminal: bool | None) -> Iterator[st
     for row in rows:
         what = metric_title(row["metric"], view, short=True)
         what += f", {view.short_model(row['model'])}" if len(view.models) > 1 else ""
-        for label, key in (("all", "all"), ("one way to prune", "one_way")):
+        for label, key in (("all", "all"), ("each way", "one_way")):
             shares = row[key]
             lines.append(
                 [what, label, *(f"{100 * shares[n]:.0f} %" if n in shares else "" for n in names)]
             )
-    yield "what the spread comes from (omega squared)\n" + fmt.table(
-        ["", "over", *names], lines, "ll" + "r" * len(names), width=width, terminal=terminal
+    heads = [name if name != "interaction" else "mixed" for name in names]
+    words = (
+        "what the spread comes from (omega squared; mixed: interactions; each way: at a fixed way "
+        "to prune)"
+    )
+    yield (
+        fmt.wrap(words, width)
+        + "\n"
+        + fmt.table(
+            ["", "over", *heads], lines, "ll" + "r" * len(names), width=width, terminal=terminal
+        )
     )
 
 
@@ -223,8 +234,15 @@ def _predictors(view: StudyView, width: int, terminal: bool | None) -> Iterator[
 def _controls(view: StudyView, width: int) -> Iterator[str]:
     rows = view.rows("controls")
     if rows:
-        lines = [f"{'passed' if row['passed'] else 'FAILED'}  {row['text']}" for row in rows]
+        lines = [f"{_outcome(row):<8}{row['text']}" for row in rows]
         yield "controls\n" + "\n".join(fmt.wrap(line, width, " " * 8) for line in lines)
+
+
+def _outcome(row: Mapping[str, Any]) -> str:
+    """How a control went; a metric that can't tell bad data is blind, not wrong."""
+    if row["passed"]:
+        return "passed"
+    return "blind" if row["control"] == "bad end" else "FAILED"
 
 
 def _failed(view: StudyView, width: int) -> Iterator[str]:

@@ -108,7 +108,7 @@ class StudyView:
             low, span = best(known), worst(known) - best(known)
             columns.append(
                 [
-                    (means[c, metric] - low) / span if span and (c, metric) in means else 0.0
+                    abs((means[c, metric] - low) / span) if span and (c, metric) in means else 0.0
                     for c in calib
                 ]
             )

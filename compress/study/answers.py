@@ -3,7 +3,8 @@
 Primary intervals are Welch's over seeds (paired by seed where two sets are formats of one corpus,
 which share their examples); the crossed bootstrap over seeds and items stands beside them. A set is
 called better only where the Holm-corrected p is below 0.05 and it wins at least 0.75 of the pairs
-of seeds. With one seed nothing is called better: its noise isn't known.
+of seeds; whether that would hold for other items too, the bootstrap says. With one seed, or scores
+that don't vary over seeds, nothing is called better: the noise isn't known.
 """
 
 from __future__ import annotations
@@ -156,6 +157,9 @@ def _correct(rows: Sequence[dict[str, Any]]) -> None:
         sure = p < LEVEL and row["basis"] == "seeds"
         row["better"] = bool(sure and row["_good"] and row["chance"] >= LIKELY)
         row["worse"] = bool(sure and not row["_good"] and row["chance"] <= 1 - LIKELY)
+        if "bootstrap95" in row:
+            low, high = row["bootstrap95"]
+            row["other_items"] = low > 0 or high < 0
     for row in rows:
         del row["_good"]
 

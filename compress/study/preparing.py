@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -43,6 +44,7 @@ class Subject:
         dtype: the weights' dtype that was asked for, or None.
         seqlen, eval_seqlen: tokens in a window of calibration and of scoring.
         plans: targets by setting, of allocations that need no data.
+        scored_by: digest of all that a score depends on, once it is known.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Subject:
     eval_seqlen: int
     tokenizer: Any
     plans: dict[Setting, dict[str, Target]] = field(default_factory=dict)
+    scored_by: str = ""
 
     @property
     def running(self) -> torch.dtype:
@@ -229,7 +232,6 @@ def content_of(
     subject: Subject, calibration: Calibration, cell: Cell, settings: StudySettings
 ) -> dict[str, Any]:
     """What a cell's result depends on beside its setting."""
-    own = versions()
     return {
         "model": subject.source.digest(),
         "data": calibration.report.digest,
@@ -241,16 +243,25 @@ def content_of(
         "dtype": str(subject.stored),
         "device": subject.device.partition(":")[0],
         "score": _score_digest(subject, settings),
-        "versions": {name: own.get(name) for name in ("compress", "torch", "transformers")},
+        "versions": _versions(),
     }
+
+
+@functools.cache
+def _versions() -> dict[str, str | None]:
+    own = versions()
+    return {name: own.get(name) for name in ("compress", "torch", "transformers")}
 
 
 def _score_digest(subject: Subject, settings: StudySettings) -> str:
     """Say what a score depends on: texts, tasks, sizes."""
+    if subject.scored_by:
+        return subject.scored_by
     texts = {s: hashlib.sha256(t.numpy().tobytes()).hexdigest() for s, t in _texts(subject)}
-    asked = [settings.limit, settings.stride, subject.eval_seqlen]
+    asked = [settings.limit, settings.stride, subject.eval_seqlen, settings.eval_batch_size]
     content = [texts, list(settings.tasks), list(settings.task_dirs), *asked]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    subject.scored_by = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return subject.scored_by
 
 
 def _texts(subject: Subject) -> list[tuple[str, Tensor]]:

@@ -55,6 +55,7 @@ class Scorer:
             limit=settings.limit,
             seqlen=self._subject.eval_seqlen,
             stride=settings.stride,
+            batch_size=settings.eval_batch_size,
             request=self._subject.request,
             progress=progress,
         )

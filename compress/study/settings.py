@@ -57,6 +57,8 @@ class StudySettings:
             those of all blocks in one pass of the dense model.
         reference: the spec that all are compared with; None is the first.
         ppl, tasks, task_dirs, limit, stride, eval_seqlen: what scores a pruned model.
+        eval_batch_size: windows scored at once; with 1 the scores are alpha-prune's to the last
+            bit.
         controls: `full` runs the null controls and bad ends, `none` leaves them out.
         allow_leakage: calibrate on what is evaluated on, against the rules.
         budget: seconds after which no further calibration set is begun.
@@ -91,6 +93,7 @@ class StudySettings:
     limit: int | None = None
     stride: int | None = None
     eval_seqlen: int | None = None
+    eval_batch_size: int = 1
     controls: str = "full"
     allow_leakage: bool = False
     budget: float | None = None
@@ -204,7 +207,8 @@ class StudySettings:
         faults = []
         counts = [
             *(("seeds", self.seeds), ("samples", self.samples), ("seqlen", self.seqlen)),
-            *(("batch-size", self.batch_size), ("bootstrap", self.bootstrap)),
+            *(("batch-size", self.batch_size), ("eval-batch-size", self.eval_batch_size)),
+            *(("bootstrap", self.bootstrap), ("pool", self.pool)),
         ]
         for option, value in counts:
             if value is not None and value < 1:

@@ -42,7 +42,7 @@ def _one(rows: Sequence[Mapping[str, Any]], reference: str) -> str:
     better = [row for row in rows if row["better"]]
     worse = [row for row in rows if row["worse"]]
     if all(row["basis"] != "seeds" for row in rows):
-        return "no verdict: one seed says nothing of another draw of the same text"
+        return "no verdict: the noise of drawing the sets isn't known from these seeds"
     if not better and not worse:
         count = rows[0].get("comparisons", len(rows))
         least = min(row["p_holm"] for row in rows if "p_holm" in row)
@@ -61,8 +61,10 @@ def _one(rows: Sequence[Mapping[str, Any]], reference: str) -> str:
 
 
 def _named(row: Mapping[str, Any]) -> str:
-    domain = ", same data set" if row.get("in_domain") else ""
-    return f"`{row['calib']}` ({row['difference']:+.3f}{domain})"
+    remarks = [f"{row['difference']:+.3f}"]
+    remarks += ["same data set"] if row.get("in_domain") else []
+    remarks += ["on these items; others may differ"] if row.get("other_items") is False else []
+    return f"`{row['calib']}` ({', '.join(remarks)})"
 
 
 def _together(found: Mapping[str, Any], model: str, metric: str) -> str:

@@ -28,7 +28,9 @@ def test_welch_is_scipys():
 
 def test_welch_without_spread_and_with_one_seed():
     assert welch([1.0, 1.0], [1.0, 1.0]).p == 1.0
-    assert welch([2.0, 2.0], [1.0, 1.0]).p == 0.0
+    assert welch([2.0, 2.0], [1.0, 1.0]) == (1.0, None, None, None)  # noise unknown, not absent
+    assert paired_interval([2.0, 3.0], [1.0, 2.0]) == (1.0, None, None, None)
+    assert paired_interval([2.0, 3.0], [2.0, 3.0]).p == 1.0
     assert welch([2.0], [1.0, 1.5]) == (0.75, None, None, None)
     assert welch([1e-150, 2e-150], [1e-150, 3e-150]).p == pytest.approx(
         welch([1.0, 2.0], [1.0, 3.0]).p
