@@ -6,14 +6,19 @@ import re
 
 GENERAL, OTHER = "general text", "other tasks"
 _BY_NAME = {
-    "arithmetic": r"gsm|svamp|mawps|asdiv|arith|math|addsub|multiarith|aqua",
+    "arithmetic": r"gsm|svamp|mawps|asdiv|arith|math|addsub|aqua",
     "entailment": r"nli|rte|entail|^cb$|mrpc|qqp|wnli|snli|paws",
     "commonsense": r"commonsense|csqa|race|wino|boolq|piqa|hellaswag|^arc|openbook|siqa|social_iqa"
-    r"|copa|sciq|story|truthful|mmlu",
+    r"|copa|sciq|truthful|mmlu|choice",
 }
 
 
-def capability(task: str) -> str:
-    """The capability that a task of lm-eval measures, by its name; OTHER where none fits."""
-    name = task.lower().removeprefix("tiny_")
-    return next((group for group, words in _BY_NAME.items() if re.search(words, name)), OTHER)
+def capability(name: str, otherwise: str = OTHER) -> str:
+    """The capability that a task of lm-eval or a text measures, by its name.
+
+    Args:
+        name: of the task, or a data spec.
+        otherwise: what it is where no name fits: OTHER of tasks, GENERAL of texts.
+    """
+    short = name.lower().rpartition("/")[2].removeprefix("tiny_")
+    return next((group for group, words in _BY_NAME.items() if re.search(words, short)), otherwise)

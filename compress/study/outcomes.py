@@ -147,7 +147,9 @@ def _scores(outcome: Outcome) -> dict[Metric, Score]:
         losses = np.array(outcome.items["perplexity"][spec], float)
         keys = tuple(str(i) for i in range(len(losses)))
         mean = float(np.log(entry["value"])) if "stride" in entry else float(losses.mean())
-        found[Metric(f"loss:{spec}", spec, True, GENERAL)] = Score(mean, losses, keys)
+        found[Metric(f"loss:{spec}", spec, True, capability(spec, GENERAL))] = Score(
+            mean, losses, keys
+        )
     for task, entry in outcome.scores.get("tasks", {}).items():
         items: Mapping[str, float] = outcome.items.get("tasks", {}).get(task, {})
         keys = tuple(sorted(items))
