@@ -27,7 +27,11 @@ from compress.cli.session import session
     help="one page: the tables, sortable, and sparsity by block drawn",
 )
 @option(
-    "--png", type=click.Path(), metavar="FILE", heading="Files", help="sparsity by block, drawn"
+    "--png",
+    type=click.Path(),
+    metavar="FILE",
+    heading="Files",
+    help="sparsity by block; forest plot",
 )
 @opt.CONFIG
 @opt.SAY

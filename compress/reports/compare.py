@@ -14,7 +14,7 @@ from compress.errors import RequestError, near_names
 from compress.reports import formats as fmt
 from compress.reports.allocation import allocation_text
 from compress.reports.columns import Column, Verdict, columns, verdicts
-from compress.reports.receipt import SCHEMA, write_atomic
+from compress.reports.receipt import SCHEMA, read_json, write_atomic
 from compress.reports.records import encode
 from compress.reports.runs import Run, read_runs
 from compress.reports.tables import receipt_rows, receipt_table
@@ -95,6 +95,12 @@ class Report:
         writer.writerows(lines)
         return stream.getvalue()
 
+    def draw(self, path: str | Path) -> None:
+        """Draw the sparsity of every block as a PNG."""
+        from compress.reports.html import draw_shares
+
+        draw_shares(self.runs, path)
+
     def to_html(self) -> str:
         """The report as one HTML file that needs no other; shares by block are drawn."""
         from compress.reports.html import report_page
@@ -151,7 +157,7 @@ def report(
     png: str | Path | None = None,
     sort: str | None = None,
 ) -> Report:
-    """Read receipts and lay them side by side; = `compress report`.
+    """Read receipts and lay them side by side; = `compress report`. One study is told whole.
 
     Args:
         paths: directories with a receipt, receipts, or files of `eval --json`; the first row is
@@ -166,12 +172,9 @@ def report(
             `sort`, a file that can't be written, or nothing to draw for `png`.
     """
     given = [paths] if isinstance(paths, (str, Path)) else list(paths)
-    runs = read_runs(given)
-    found = Report(tuple(_sorted(runs, sort) if sort else runs))
+    found = _study(given) or _side_by_side(given, sort)
     if png is not None:
-        from compress.reports.html import draw_shares
-
-        draw_shares(found.runs, png)
+        found.draw(png)
     files = ((csv, found.to_csv), (markdown, found.to_markdown), (html, found.to_html))
     for place, text in files:
         if place is not None:
@@ -180,6 +183,23 @@ def report(
             except OSError as error:
                 raise RequestError(f"`{place}` can't be written: {error.strerror}") from error
     return found
+
+
+def _study(paths: Sequence[str | Path]) -> Report | None:
+    """The one study that is named, if that is all."""
+    if len(paths) != 1:
+        return None
+    file, data = read_json(paths[0])
+    if data.get("command") != "calib-study" or not isinstance(data.get("cells"), list):
+        return None
+    from compress.reports.study_files import StudyReport
+
+    return StudyReport((), data, file.parent)
+
+
+def _side_by_side(paths: Sequence[str | Path], sort: str | None) -> Report:
+    runs = read_runs(paths)
+    return Report(tuple(_sorted(runs, sort) if sort else runs))
 
 
 def _sorted(runs: Sequence[Run], key: str) -> list[Run]:

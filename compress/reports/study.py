@@ -47,29 +47,23 @@ def study_tables(
 
 def _metrics(view: StudyView, width: int, terminal: bool | None) -> Iterator[str]:
     """One table a metric: every set with its mean, its difference and its ranks."""
-    for model in view.models:
-        for metric in view.metrics(model):
-            rows = []
-            for row in view.pooled(model, metric):
-                compared = view.against(model, metric, row["calib"])
-                ranks = view.ranks(model, metric).get(row["calib"])
-                rows.append(
-                    [
-                        view.short(row["calib"]),
-                        _mean(row),
-                        _difference(compared),
-                        "" if compared is None else f"{compared['chance']:.2f}",
-                        "" if ranks is None else _span(ranks),
-                    ]
-                )
-            head = metric_title(metric, view)
-            title = head + (f", {view.short_model(model)}" if len(view.models) > 1 else "")
-            against = f"against {view.short(view.reference)} (95 %)"
-            body = fmt.table(
-                ["data", "mean", against, "P", "rank"], rows, "lrlrr", width=width,
-                terminal=terminal,
-            )  # fmt: skip
-            yield f"{fmt.wrap(title, width)}\n{body}"
+    for model, metric in view.panels:
+        rows = []
+        for row in view.pooled(model, metric):
+            compared = view.against(model, metric, row["calib"])
+            ranks = view.ranks(model, metric).get(row["calib"])
+            rows.append(
+                [
+                    view.short(row["calib"]),
+                    _mean(row),
+                    _difference(compared),
+                    "" if compared is None else f"{compared['chance']:.2f}",
+                    "" if ranks is None else _span(ranks),
+                ]
+            )
+        heads = ["data", "mean", f"against {view.short(view.reference)} (95 %)", "P", "rank"]
+        body = fmt.table(heads, rows, "lrlrr", width=width, terminal=terminal)
+        yield f"{fmt.wrap(metric_title(metric, view) + view.of_model(model), width)}\n{body}"
     yield _legend(view, width)
 
 
@@ -107,27 +101,26 @@ def _span(ranks: Sequence[int]) -> str:
 
 def _ways(view: StudyView, width: int, terminal: bool | None) -> Iterator[str]:
     """One table a metric: sets down, ways to prune across."""
-    for model in view.models:
-        for metric in view.metrics(model):
-            ways = view.ways(model, metric)
-            if len(ways) < 2:
-                continue
-            values = view.by_way(model, metric)
-            names = [row["calib"] for row in view.pooled(model, metric)] or view.calib
-            lines = [
-                [view.short(name), *(_cell(values.get((name, way)), metric) for way in ways)]
-                for name in names
-            ]
-            title = f"{metric_title(metric, view, value=True)}, by way to prune"
-            title += f", {view.short_model(model)}" if len(view.models) > 1 else ""
-            for columns in _pages([["data", *ways], *lines], width):
-                yield f"{fmt.wrap(title, width)}\n" + fmt.table(
-                    [["data", *ways][i] for i in columns],
-                    [[line[i] for i in columns] for line in lines],
-                    "l" + "r" * (len(columns) - 1),
-                    width=width,
-                    terminal=terminal,
-                )
+    for model, metric in view.panels:
+        ways = view.ways(model, metric)
+        if len(ways) < 2:
+            continue
+        values = view.by_way(model, metric)
+        names = [row["calib"] for row in view.pooled(model, metric)] or view.calib
+        lines = [
+            [view.short(name), *(_cell(values.get((name, way)), metric) for way in ways)]
+            for name in names
+        ]
+        heads = ["data", *ways]
+        title = f"{metric_title(metric, view)}, by way to prune{view.of_model(model)}"
+        for columns in _pages([heads, *lines], width):
+            yield f"{fmt.wrap(title, width)}\n" + fmt.table(
+                [heads[i] for i in columns],
+                [[line[i] for i in columns] for line in lines],
+                "l" + "r" * (len(columns) - 1),
+                width=width,
+                terminal=terminal,
+            )
 
 
 def _cell(row: Mapping[str, Any] | None, metric: str) -> str:
@@ -154,7 +147,7 @@ def _heat(view: StudyView, width: int) -> Iterator[str]:
         if len(rows) < 2 or len(columns) < 2:
             continue
         title = "data by task: 0 is the best set of a column, 1 the worst"
-        title += f"; {view.short_model(model)}" if len(view.models) > 1 else ""
+        title += view.of_model(model)
         yield f"{title}\n{heatmap(cells, rows, columns, width=width)}"
 
 
@@ -189,8 +182,7 @@ def _variance(view: StudyView, width: int, terminal: bool | None) -> Iterator[st
     names = ["data", "format", "method", "sparsity", "interaction", "seed"]
     lines = []
     for row in rows:
-        what = metric_title(row["metric"], view, short=True)
-        what += f", {view.short_model(row['model'])}" if len(view.models) > 1 else ""
+        what = metric_title(row["metric"], view, short=True) + view.of_model(row["model"])
         for label, key in (("all", "all"), ("each way", "one_way")):
             shares = row[key]
             lines.append(

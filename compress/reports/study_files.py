@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import base64
 import csv
-import html
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
+from compress.reports import page
+from compress.reports.compare import Report
 from compress.reports.heatmap import draw_heatmap
 from compress.reports.pictures import new_figure, save_figure
 from compress.reports.receipt import write_atomic
@@ -27,7 +30,7 @@ def write_report(directory: Path, receipt: Mapping[str, Any]) -> None:
     pictures = [FOREST]
     if heat(view, directory / HEAT):
         pictures.append(HEAT)
-    write_atomic(directory / PAGE, page(receipt, [directory / name for name in pictures]))
+    write_atomic(directory / PAGE, study_page(receipt, [directory / name for name in pictures]))
 
 
 def cells_csv(receipt: Mapping[str, Any]) -> str:
@@ -54,7 +57,7 @@ def _plain(value: object) -> bool:
 
 def forest(view: StudyView, path: Path) -> None:
     """Draw every set's difference from the reference with its interval, a panel a metric."""
-    panels = [(model, metric) for model in view.models for metric in view.metrics(model)]
+    panels = view.panels
     if not panels:
         return
     height = 0.9 + 0.26 * max(len(view.calib), 3)
@@ -74,8 +77,7 @@ def forest(view: StudyView, path: Path) -> None:
         axis.axvline(0, color="black", linewidth=0.8)
         axis.set_yticks(range(len(names)), [view.short(n) for n in reversed(names)], fontsize=8)
         better = "left" if smaller(metric) else "right"
-        title = metric_title(metric, view)
-        title += f", {view.short_model(model)}" if len(view.models) > 1 else ""
+        title = f"{metric_title(metric, view)}{view.of_model(model)}"
         axis.set_title(f"{title}: against {view.short(view.reference)}", fontsize=9)
         axis.set_xlabel(
             f"difference, 95 % over seeds (thin) and seeds and items (wide); better is {better}",
@@ -102,91 +104,104 @@ def heat(view: StudyView, path: Path) -> bool:
     return True
 
 
-_STYLE = """
-:root{color-scheme:light dark}
-body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums;margin:.5rem 0;font-size:.9rem}
-th,td{padding:.2rem .7rem;text-align:left;border-bottom:1px solid #8884}
-th{cursor:pointer} .scroll{overflow-x:auto} img{max-width:100%;background:white}
-.better{color:#1a7f37} .worse{color:#b3261e} pre{overflow-x:auto;font-size:.8rem}
-@media print{details{display:none} body{margin:0}}
-"""
-_SORT = """
-document.querySelectorAll('th').forEach(h=>h.onclick=()=>{const t=h.closest('table'),
-i=[...h.parentNode.children].indexOf(h),b=t.tBodies[0],n=x=>{const v=x.children[i].dataset.v||
-x.children[i].textContent;return isNaN(parseFloat(v))?v:parseFloat(v)};const up=t.dataset.s!=i;
-t.dataset.s=up?i:'';[...b.rows].sort((p,q)=>{p=n(p);q=n(q);return(p>q?1:p<q?-1:0)*(up?1:-1)})
-.forEach(r=>b.append(r))});
-"""
-
-
-def page(receipt: Mapping[str, Any], pictures: list[Path]) -> str:
-    """The study as one HTML file: verdict first, sortable tables, pictures inside, no network."""
+def study_page(receipt: Mapping[str, Any], pictures: Sequence[Path] = ()) -> str:
+    """The study as one HTML file: verdict first, pictures inside, sortable tables, no network."""
     view = StudyView(receipt)
     parts = [
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
-        "<meta name='viewport' content='width=device-width,initial-scale=1'>",
-        f"<title>Calibration study</title><style>{_STYLE}</style></head><body>",
-        "<h1>Which calibration data prunes best</h1>",
-        "<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in view.verdict) + "</ul>",
+        "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in view.verdict) + "</ul>",
         *_images(pictures),
         *_metric_tables(view),
-        f"<h2>All tables</h2><pre>{html.escape(study_tables(receipt, width=100, terminal=False))}"
-        "</pre>",
-        f"<details><summary>{len(view.cells)} cells</summary>{_cells(view)}</details>",
-        f"<script>{_SORT}</script></body></html>\n",
+        "<h2>All tables</h2>",
+        f"<pre>{escape(study_tables(receipt, width=100, terminal=False))}</pre>",
+        f"<h2>{len(view.cells)} cells</h2>",
+        _cells(view),
     ]
-    return "\n".join(parts)
+    return page.html_page("Which calibration data prunes best", parts)
 
 
-def _images(pictures: list[Path]) -> Iterator[str]:
+def _images(pictures: Sequence[Path]) -> Iterator[str]:
     for path in pictures:
         if path.is_file():
             data = base64.b64encode(path.read_bytes()).decode()
-            yield f"<p><img alt='{path.stem}' src='data:image/png;base64,{data}'></p>"
+            yield f'<p><img alt="{path.stem}" src="data:image/png;base64,{data}"></p>'
 
 
 def _metric_tables(view: StudyView) -> Iterator[str]:
-    for model in view.models:
-        for metric in view.metrics(model):
-            rows = []
-            for row in view.pooled(model, metric):
-                compared = view.against(model, metric, row["calib"])
-                ranks = view.ranks(model, metric).get(row["calib"], ["", ""])
-                kind = "" if compared is None else _kind(compared)
-                shown = "reference" if compared is None else signed_interval(compared)
-                p = "" if compared is None or "p_holm" not in compared else compared["p_holm"]
-                rows.append(
-                    f"<tr class='{kind}'><td>{html.escape(view.short(row['calib']))}</td>"
-                    f"<td>{row['mean']:.4f}</td><td>{row.get('stderr', 0):.4f}</td>"
-                    f"<td>{html.escape(shown)}</td><td>{p if p == '' else f'{p:.3g}'}</td>"
-                    f"<td>{kind}</td><td>{ranks[0]}</td><td>{ranks[1]}</td></tr>"
-                )
-            title = metric_title(metric, view)
-            title += f", {view.short_model(model)}" if len(view.models) > 1 else ""
-            yield (
-                f"<h2>{html.escape(title)}</h2><div class='scroll'><table><thead><tr><th>data"
-                "<th>mean<th>standard error<th>against the reference (95 %)<th>p, Holm<th>"
-                f"<th>best rank<th>worst rank</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-                "</div>"
-            )
+    heads = ["data", "mean", "standard error", "against the reference (95 %)", "over items too",
+             "P", "p, Holm", "", "best rank", "worst rank"]  # fmt: skip
+    for model, metric in view.panels:
+        rows = []
+        for row in view.pooled(model, metric):
+            compared = view.against(model, metric, row["calib"])
+            ranks = view.ranks(model, metric).get(row["calib"], [])
+            cells = [page.cell(view.short(row["calib"])), page.cell(f"{row['mean']:.4f}")]
+            cells.append(page.cell(f"{row['stderr']:.4f}" if "stderr" in row else ""))
+            rows.append([*cells, *_compared(compared), *(page.cell(str(r)) for r in ranks)])
+        title = f"{metric_title(metric, view)}{view.of_model(model)}"
+        yield f"<h2>{escape(title)}</h2>{page.html_table(heads, rows)}"
 
 
-def _kind(row: Mapping[str, Any]) -> str:
-    return "better" if row["better"] else "worse" if row["worse"] else ""
+def _compared(row: Mapping[str, Any] | None) -> list[str]:
+    """The cells of a comparison with the reference."""
+    if row is None:
+        return [page.cell("reference", 0.0), *([page.cell("")] * 4)]
+    wide = {**row, "ci95": row.get("bootstrap95")}
+    kind = "better" if row["better"] else "worse" if row["worse"] else ""
+    return [
+        page.cell(signed_interval(row), row["difference"]),
+        page.cell(signed_interval(wide) if "bootstrap95" in row else ""),
+        page.cell(f"{row['chance']:.2f}"),
+        page.cell(f"{row['p_holm']:.3g}" if "p_holm" in row else ""),
+        page.cell(kind),
+    ]
 
 
 def _cells(view: StudyView) -> str:
-    lines = []
-    for cell in view.cells:
-        scores = [f"{k}: {v['value']:.3f}" for k, v in cell.get("perplexity", {}).items()]
-        scores += [f"{k}: {v.get('acc', 0):.3f}" for k, v in cell.get("tasks", {}).items()]
-        shown = (
-            view.short(cell["calib"]), way_of(cell), cell["seed"], cell.get("control", ""),
-            cell["status"], ", ".join(scores) or cell.get("error", ""),
-        )  # fmt: skip
-        lines.append("<tr>" + "".join(f"<td>{html.escape(str(v))}</td>" for v in shown) + "</tr>")
-    return (
-        "<div class='scroll'><table><thead><tr><th>data<th>way<th>seed<th>control<th>status"
-        f"<th>scores</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
-    )
+    rows = []
+    for found in view.cells:
+        scores = [f"{k}: {v['value']:.3f}" for k, v in found.get("perplexity", {}).items()]
+        scores += [f"{k}: {v.get('acc', 0):.3f}" for k, v in found.get("tasks", {}).items()]
+        shown = [
+            *(view.short(found["calib"]), way_of(found), str(found["seed"])),
+            *(found.get("control", ""), found["status"]),
+            ", ".join(scores) or found.get("error", ""),
+        ]
+        rows.append([page.cell(text) for text in shown])
+    return page.html_table(["data", "way to prune", "seed", "control", "status", "scores"], rows)
+
+
+@dataclass(frozen=True)
+class StudyReport(Report):
+    """One study, as `compress report` shows it.
+
+    Attributes:
+        receipt: its JSON form.
+        directory: where it lies.
+    """
+
+    receipt: Mapping[str, Any] = field(default_factory=dict)
+    directory: Path = Path()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The receipt."""
+        return dict(self.receipt)
+
+    def render(self, *, width: int | None = None, terminal: bool | None = None) -> str:
+        """The tables for people."""
+        return study_tables(self.receipt, output=self.directory, width=width, terminal=terminal)
+
+    def to_csv(self) -> str:
+        """A line per cell."""
+        return cells_csv(self.receipt)
+
+    def to_markdown(self) -> str:
+        """The tables as they are in the terminal."""
+        return f"```\n{self.render(width=100, terminal=False)}\n```\n"
+
+    def to_html(self) -> str:
+        """The study's page."""
+        return study_page(self.receipt, [self.directory / name for name in (FOREST, HEAT)])
+
+    def draw(self, path: str | Path) -> None:
+        """Draw the forest plot."""
+        forest(StudyView(self.receipt), Path(path))

@@ -46,6 +46,15 @@ class StudyView:
         """A model's name, a path by its last part."""
         return self._models.get(model, model)
 
+    def of_model(self, model: str) -> str:
+        """What a title says of the model: nothing where there is one."""
+        return f", {self.short_model(model)}" if len(self.models) > 1 else ""
+
+    @property
+    def panels(self) -> list[tuple[str, str]]:
+        """Every model with every metric."""
+        return [(model, metric) for model in self.models for metric in self.metrics(model)]
+
     def rows(self, name: str) -> list[dict[str, Any]]:
         """The rows of one kind of answer: "means", "ranking", "variance", "controls", …"""
         return list(self.receipt.get(name, ()))
@@ -122,7 +131,7 @@ def smaller(metric: str) -> bool:
     return metric.startswith("loss:")
 
 
-def metric_title(metric: str, view: StudyView, *, value: bool = False, short: bool = False) -> str:
+def metric_title(metric: str, view: StudyView, *, short: bool = False) -> str:
     """A metric as people call it: "loss on wiki.txt, nats a token"."""
     kind, _, of = metric.partition(":")
     named = fmt.short_names([of])[of]
