@@ -190,7 +190,7 @@ def _study(paths: Sequence[str | Path]) -> Report | None:
     if len(paths) != 1:
         return None
     file, data = read_json(paths[0])
-    if data.get("command") != "calib-study" or not isinstance(data.get("cells"), list):
+    if data.get("command") != "calib-study" or not {"cells", "means"} <= data.keys():
         return None
     from compress.reports.study_files import StudyReport
 
