@@ -88,12 +88,13 @@ def spread_over_rows(count: int, rows: int) -> Tensor:
     return counts
 
 
-def keep_n_of_m(score: Tensor, n: int, m: int) -> Tensor:
+def keep_n_of_m(score: Tensor, n: int, m: int, *, checked: bool = False) -> Tensor:
     """Keep the n largest scores of each m consecutive columns (N:M, N kept of M).
 
     Args:
         score: [R, C], any real dtype.
         n, m: 0 <= n <= m, m >= 1, and m divides C.
+        checked: whether it is known that no score is NaN; the host then waits for nothing.
 
     Returns:
         Bool [R, C], True = keep; exactly n True in each aligned group. Equal scores drop the lower
@@ -105,7 +106,7 @@ def keep_n_of_m(score: Tensor, n: int, m: int) -> Tensor:
     Cost: m (m - 1) / 2 comparisons of [R, C / m], three to five times faster than a sort of the
     groups for m = 4.
     """
-    score = _checked(score)
+    score = score if checked else _checked(score)
     rows, columns = score.shape
     if not (m >= 1 and 0 <= n <= m):
         raise ValueError(f"{n}:{m} must satisfy 0 <= N <= M and M >= 1")

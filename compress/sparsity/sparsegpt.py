@@ -10,6 +10,7 @@ late: inside a strip of columns by one vector product, between strips and blocks
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -97,10 +98,13 @@ def sparsegpt(
             solver.prune_block(start, end, _STRIP, None)
         else:
             solver.prune_block(start, end, pattern[1], pattern)
+    loss = float(solver.loss)
+    if math.isnan(loss):  # looked at once: a look at every group would stall a GPU
+        raise ValueError("the errors of the weights hold a NaN")
     mask = solver.keep.t().contiguous()
     pruned = to_stored(solver.weight.t().contiguous(), mask, weight.dtype)
     note = join(factor.note, dead_note(dead))
-    return SparseGPTResult(pruned, mask, float(solver.loss), note)
+    return SparseGPTResult(pruned, mask, loss, note)
 
 
 class _Columns:
@@ -139,7 +143,9 @@ class _Columns:
                     self.upper[start:left, left:right].t(), errors[: left - start], alpha=-1
                 )
             if pattern is not None:
-                self.keep[left:right] = keep_n_of_m(self.score(left, right), *pattern).t()
+                self.keep[left:right] = keep_n_of_m(
+                    self.score(left, right), *pattern, checked=True
+                ).t()
             self._prune_strip(left, right, errors[left - start : right - start])
         self.weight[end:].addmm_(self.upper[start:end, end:].t(), errors, alpha=-1)
         live = ~self.dead[start:end, None]  # a weight on a dead input costs nothing
