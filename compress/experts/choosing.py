@@ -38,6 +38,7 @@ def choose_layers(
     else:
         pool, count = candidates(settings.layers, job.layers)
     _condense(job, pool, journal, given)
+    job.usage = {str(layer.index): journal.row(layer)["usage"] for layer in pool}
     if settings.target_bytes is not None and given is None:
         count = _count_for(job, pool, journal, settings.target_bytes)
     if count == len(pool):

@@ -26,7 +26,12 @@ from compress.experts.choosing import choose_layers, condense_in_sequence
 from compress.experts.journal import LayerJournal
 from compress.experts.layers import ExpertLayer
 from compress.experts.preparing import Job, Say, load_data, open_job
-from compress.experts.result import CondenseResult, describe_model, describe_plan
+from compress.experts.result import (
+    CondenseResult,
+    describe_model,
+    describe_plan,
+    draw_usage,
+)
 from compress.experts.settings import CondenseSettings
 from compress.experts.writing import Layout, plan_layout, write_checkpoint
 from compress.progress import Progress, silent
@@ -38,6 +43,7 @@ if TYPE_CHECKING:
 
 COMMAND = "cd-moe-condense"
 PLAN_FILE = "plan.json"
+USAGE_FILE = "experts.png"
 
 
 def cd_moe_condense(
@@ -150,6 +156,7 @@ def _run(
         layout = _write(job, chosen, journal, layout, workspace, dtype)
     made = Plan(COMMAND, source.digest(), list(rows.values()), _plan_options(job, layout))
     made.write(workspace.result / PLAN_FILE)
+    draw_usage(made, workspace.result / USAGE_FILE)
     result = open_source(workspace.result)
     after = _score(job, result)
     receipt = _receipt(job, made, layout, result, before, after)
@@ -222,6 +229,7 @@ def _plan_options(job: Job, layout: Layout) -> dict[str, Any]:
         **({"why": layout.why} if layout.why else {}),
         **({"padding_bytes": layout.padding} if layout.padding else {}),
         "search": [asdict(step) for step in job.steps],
+        "usage": job.usage,
     }
 
 

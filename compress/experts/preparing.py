@@ -47,6 +47,7 @@ class Job:
     data: CalibrationReport | None = None
     walked: WalkReport = field(default_factory=WalkReport)
     steps: list[Step] = field(default_factory=list)
+    usage: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def options(self) -> dict[str, Any]:

@@ -50,7 +50,7 @@ class CondenseResult:
         """The layers, and the receipt if there is one, as tables for people."""
         from compress.reports.tables import receipt_table
 
-        shown = [layer_table(self.plan)]
+        shown = [usage_map(self.plan), layer_table(self.plan)]
         if self.receipt is not None:
             shown.append(receipt_table(self.receipt, output=self.output))
         return "\n\n".join(shown)
@@ -77,6 +77,43 @@ def layer_table(plan: Plan) -> str:
     header = ["layer", "experts kept", "width", "mean weights", "least sq.", "refitted"]
     words = "error on held-out tokens: |condensed - layer|² / |layer|²"
     return fmt.table(header, lines, "rlrrrr") + "\n" + words
+
+
+def usage_map(plan: Plan) -> str:
+    """How often each expert of the layers measured is chosen, as shades."""
+    from compress.reports import formats as fmt
+    from compress.reports.heatmap import heatmap
+
+    cells, rows, columns, ends = _usage(plan)
+    title = "share of the calibration tokens that each expert (across) of a layer (down) gets"
+    drawn = heatmap(cells, rows, columns, ends=ends, width=fmt.screen_width())
+    return fmt.fit_encoding(f"{title}\n{drawn}")
+
+
+def draw_usage(plan: Plan, path: Path) -> None:
+    """Write the same as PNG."""
+    from compress.reports.heatmap import draw_heatmap
+    from compress.reports.pictures import new_figure, save_figure
+
+    cells, rows, columns, ends = _usage(plan)
+    size = (min(3 + 0.25 * len(columns), 16), min(2 + 0.25 * len(rows), 16))
+    figure, axes = new_figure(1, 1, size)
+    plot = axes[0, 0]
+    draw_heatmap(plot, figure, cells, ends)
+    plot.set_yticks(range(len(rows)), rows)
+    plot.set_title("share of the calibration tokens that each expert gets")
+    plot.set_xlabel("expert")
+    plot.set_ylabel("decoder layer")
+    save_figure(figure, path)
+
+
+def _usage(plan: Plan) -> tuple[list[list[float]], list[str], list[str], tuple[float, float]]:
+    """Return the cells, the names of layers and experts, and the ends of the shades."""
+    usage = plan.options.get("usage") or {str(row["layer"]): row["usage"] for row in plan.rows}
+    most = max(len(values) for values in usage.values())
+    cells = [[*values, *[float("nan")] * (most - len(values))] for values in usage.values()]
+    top = max(value for values in usage.values() for value in values)
+    return cells, list(usage), [str(e) for e in range(most)], (0.0, top or 1.0)
 
 
 def _fewer_table(plan: Plan) -> str:
