@@ -66,7 +66,9 @@ def interval(value: float | None, name: str) -> int:
 
 def local(tensor: Tensor) -> Tensor:
     """The part of a tensor that this process holds: its memory, without autograd's marks."""
-    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
+    if isinstance(tensor, DTensor):
+        tensor = tensor.to_local()
+    return tensor.detach() if tensor.requires_grad else tensor
 
 
 def state_dtype(parameter: Tensor) -> torch.dtype:
@@ -77,8 +79,7 @@ def state_dtype(parameter: Tensor) -> torch.dtype:
 class HealthyOptimizer(torch.optim.Optimizer):
     """An optimizer whose counters live in its groups and whose state reloads as it was saved.
 
-    Each group has `calls`, the number of steps taken. Subclasses define `_advance(group)` and
-    `_check(group)`.
+    Each group has `calls`, the number of steps taken. Subclasses define `_advance` and `_check`.
     """
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -112,15 +113,21 @@ class HealthyOptimizer(torch.optim.Optimizer):
     def _take_step(self) -> None:
         # Not traced into a caller's graph: the step compiles its own kernels, and its counters,
         # as constants of that graph, would have it compiled anew for each step.
+        waiting: dict[Any, list[Any]] = {}
         for group in self.param_groups:
             group["calls"] += 1
-            self._advance(group)
+            self._advance(group, waiting)
+        self._finish(waiting)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), **{k: self.__dict__[k] for k in _EXTRAS}}
 
-    def _advance(self, group: dict[str, Any]) -> None:
+    def _advance(self, group: dict[str, Any], waiting: dict[Any, list[Any]]) -> None:
+        """Step a group, or leave what remains to be done, by kind, for `_finish`."""
         raise NotImplementedError
+
+    def _finish(self, waiting: dict[Any, list[Any]]) -> None:
+        """Do what all groups left: tensors of several groups share the calls of a kernel."""
 
     def _check(self, group: dict[str, Any]) -> None:
         raise NotImplementedError

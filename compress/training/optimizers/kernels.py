@@ -146,10 +146,11 @@ class Engine:
     def __init__(self, compiling: bool | str, parameters: int) -> None:
         self._wanted = compiling is True or (compiling == "auto" and parameters >= COMPILE_FROM)
         self._compiled: dict[Any, Kernel | None] = {}
+        self._fill: dict[Any, list[Tensor]] = {}
         self.fault: str | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_compiled": {}}  # graphs can't be copied or pickled
+        return {**self.__dict__, "_compiled": {}, "_fill": {}}  # graphs can't be copied or pickled
 
     def compiled(self, kernel: Kernel, lists: Sequence[Sequence[Tensor]]) -> Kernel | None:
         """The graph of a kernel for tensors like the first of each list; None: there is none."""
@@ -193,9 +194,16 @@ class Engine:
             parts = [list(tensors[start : start + BUNDLE]) for tensors in lists]
             missing = BUNDLE - len(parts[0])
             if missing:
-                for part in parts:
-                    part.extend(_dummies(part[0], None)[:missing])
+                for place, part in enumerate(parts):
+                    part.extend(self._stand_ins(kernel, place, part[0])[:missing])
             graph(parts)
+
+    def _stand_ins(self, kernel: Kernel, place: int, like: Tensor) -> list[Tensor]:
+        """What fills a bundle up, the same for each call."""
+        key = (kernel, place, like.dtype, like.device, *_form(like), like.shape == (SCALARS,))
+        if key not in self._fill:
+            self._fill[key] = _dummies(like, None)
+        return self._fill[key]
 
 
 def _form(tensor: Tensor) -> tuple[int, ...]:

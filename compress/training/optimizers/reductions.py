@@ -117,14 +117,14 @@ class MeasuredRows(Measured):
     def _largest(self) -> Tensor:
         rows, rests = [_in_rows(g) for g in self._gradients], [_rest(g) for g in self._gradients]
         self._parts, owners, stats = rows, list(range(len(rows))), _reduce_rows(rows, self._engine)
-        left = [i for i, rest in enumerate(rests) if len(rest)]
+        left = [i for i, rest in enumerate(rests) if rest.numel()]
         if left:
             padded = nn.utils.rnn.pad_sequence([rests[i] for i in left], batch_first=True)
             tops, squares = _row_statistics(padded)
             self._parts, owners = [*rows, *padded.split(1)], [*owners, *left]
             stats += list(zip(tops.split(1), squares.split(1)))
-        counts = torch.tensor([len(part) for part in self._parts])
-        self._ends = counts.cumsum(0).tolist()
+        self._sizes = [part.shape[0] for part in self._parts]
+        counts = torch.tensor(self._sizes)
         self._owner = torch.tensor(owners).repeat_interleave(counts)
         self._tops, self._row_squares = (torch.cat(values) for values in zip(*stats))
         # NaN has no place in an order; of an empty shard the largest entry is 0.
@@ -138,15 +138,16 @@ class MeasuredRows(Measured):
         squares = self._row_squares.double()
         # Numbers of CPU tensors: nothing is waited for.
         places = above.nonzero().flatten()
-        first, begin = 0, 0
-        for part, end in zip(self._parts, self._ends):
-            stop = int(torch.searchsorted(places, end)) if first < len(places) else first
+        ends = torch.tensor(self._sizes).cumsum(0)
+        stops = torch.searchsorted(places, ends).tolist() if places.numel() else []
+        first = 0
+        for part, size, end, stop in zip(self._parts, self._sizes, ends.tolist(), stops):
             if stop > first:
                 some = places[first:stop]
-                owner = self._owner[some[0]]
-                again = part[some - begin] if stop - first < len(part) else part
+                owner = self._owner[end - 1]
+                again = part[some - (end - size)] if stop - first < size else part
                 squares[some] = _squares_after(again, limits[owner], factors[owner], clamp)
-            first, begin = stop, end
+            first = stop
         return torch.zeros_like(limit).index_add_(0, self._owner, squares)
 
 
@@ -166,14 +167,14 @@ def _in_rows(g: Tensor) -> Tensor:
 
 def _rest(g: Tensor) -> Tensor:
     flat = g.reshape(-1)
-    return flat[len(flat) // ROW * ROW :]
+    return flat[flat.numel() // ROW * ROW :]
 
 
 def _reduce_rows(rows: list[Tensor], engine: kernels.Engine) -> list[tuple[Tensor, Tensor]]:
     """Each tensor's (largest, sum of squares) by row."""
     # One row alone isn't worth, nor safe for, a graph whose number of rows is a variable.
-    found = [_empty(r) if len(r) > 1 else _row_statistics(r) for r in rows]
-    long = [i for i, r in enumerate(rows) if len(r) > 1]
+    found = [_empty(r) if r.shape[0] > 1 else _row_statistics(r) for r in rows]
+    long = [i for i, r in enumerate(rows) if r.shape[0] > 1]
     if long:
         lists = [[rows[i] for i in long], *([found[i][k] for i in long] for k in (0, 1))]
         engine.run(kernels.row_statistics, lists)
@@ -182,7 +183,7 @@ def _reduce_rows(rows: list[Tensor], engine: kernels.Engine) -> list[tuple[Tenso
 
 def _empty(rows: Tensor) -> tuple[Tensor, Tensor]:
     dtype = torch.promote_types(rows.dtype, torch.float32)
-    return torch.empty(len(rows), dtype=dtype), torch.empty(len(rows), dtype=dtype)
+    return torch.empty(rows.shape[0], dtype=dtype), torch.empty(rows.shape[0], dtype=dtype)
 
 
 def _row_statistics(rows: Tensor) -> tuple[Tensor, Tensor]:

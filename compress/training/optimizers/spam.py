@@ -29,6 +29,28 @@ from compress.training.optimizers.blocks import block_size, draw_blocks, paramet
 from compress.training.optimizers.fused import fused_fits, spam_fused
 
 
+class _Item:
+    """A parameter in one step: this process's part of it, of its gradient and of its moments."""
+
+    __slots__ = ("gradient", "group", "m", "parameter", "state", "step", "target", "v")
+
+    def __init__(
+        self, parameter: Tensor, state: dict[str, Any], group: dict[str, Any], step: float
+    ) -> None:
+        self.parameter, self.state, self.group, self.step = parameter, state, group, step
+        self.target = local(state.get("master", parameter))
+        self.gradient = local(parameter.grad)  # type: ignore[arg-type]
+        self.m, self.v = local(state["exp_avg"]), local(state["exp_avg_sq"])
+
+    def route(self) -> str:
+        """How it is stepped: blocks, strided (as it lies), or flat."""
+        if "blocks" in self.state:
+            return "blocks" if self.parameter.is_contiguous() else "strided"
+        p = local(self.parameter)
+        contiguous = p.is_contiguous() and self.gradient.is_contiguous() and self.m.is_contiguous()
+        return "flat" if contiguous and p.numel() >= 2 else "strided"
+
+
 class SPAM(HealthyOptimizer):
     """Spike-aware Adam with momentum reset, and with sparse momentum where `density` is below 1.
 
@@ -110,24 +132,32 @@ class SPAM(HealthyOptimizer):
     def _check(self, group: dict[str, Any]) -> None:
         _check(group)
 
-    def _advance(self, group: dict[str, Any]) -> None:
+    def _advance(self, group: dict[str, Any], waiting: dict[Any, list[Any]]) -> None:
         every, calls = group["reset_every"], group["calls"]
         if every and calls % every == 0:
             self._reset(group)
-        batches: dict[Any, list[tuple[Tensor, dict[str, Any]]]] = {}
-        for place, p in self._with_gradient(group):
-            state = self.state[p] or self._start(group, place, p)
-            step = float(state["step"].add_(1))
-            if local(p).numel() == 0:
+        found = [
+            (p, self.state[p] or self._start(group, place, p))
+            for place, p in self._with_gradient(group)
+        ]
+        counts = [state["step"] for _, state in found]
+        if not counts:
+            return
+        torch._foreach_add_(counts, 1)
+        for (p, state), step in zip(found, torch.stack(counts).tolist()):
+            item = _Item(p, state, group, step)
+            if item.target.numel() == 0:
                 continue  # but it has a state, of which each process must have a part
-            like = state["exp_avg"]
+            like = item.m
             key = (
-                *(step, like.dtype, like.device, p.dtype, _width(state)),
-                *("reference" in state, self._route(p, state)),
+                *(like.dtype, like.device, p.dtype, _width(state)),
+                *("reference" in state, item.route(), "master" in state),
             )
-            batches.setdefault(key, []).append((p, state))
-        for (step, *_, route), batch in batches.items():
-            self._update(group, step, route, batch)
+            waiting.setdefault(key, []).append(item)
+
+    def _finish(self, waiting: dict[Any, list[Any]]) -> None:
+        for (*_, route, _), items in waiting.items():
+            self._update(route, items)
 
     def _start(self, group: dict[str, Any], place: int, p: Tensor) -> dict[str, Any]:
         state = self.state[p]
@@ -178,103 +208,56 @@ class SPAM(HealthyOptimizer):
             else:
                 torch._foreach_zero_([local(state["exp_avg"]), local(state["exp_avg_sq"])])
 
-    def _route(self, p: Tensor, state: dict[str, Any]) -> str:
-        parts = [local(p), local(p.grad), local(state["exp_avg"])]  # type: ignore[arg-type]
-        if "blocks" in state:
-            return "blocks" if p.is_contiguous() else "strided"
-        if not all(t.is_contiguous() for t in parts) or parts[0].numel() < 2:
-            return "strided"
-        return "flat"
-
-    def _update(
-        self,
-        group: dict[str, Any],
-        step: float,
-        route: str,
-        batch: list[tuple[Tensor, dict[str, Any]]],
-    ) -> None:
-        targets = [local(state.get("master", p)) for p, state in batch]
-        gradients = [local(p.grad) for p, _ in batch]  # type: ignore[arg-type]
-        m = [local(state["exp_avg"]) for _, state in batch]
-        v = [local(state["exp_avg_sq"]) for _, state in batch]
-        scalars = self._scalars(group, step, [state for _, state in batch], m[0])
+    def _update(self, route: str, items: list[_Item]) -> None:
+        scalars = _scalars(items)
         if self.counting:
-            self._count(batch, gradients, v, scalars)
-        if "blocks" in batch[0][1]:
-            self._update_blocks(batch, gradients, m, v, scalars)
+            _count(items, scalars)
+        if "blocks" in items[0].state:
+            self._update_blocks(items, scalars)
             return
-        flat = [targets, gradients, m, v]
+        flat = [
+            [getattr(item, name) for item in items] for name in ("target", "gradient", "m", "v")
+        ]
         if route == "flat":
-            flat = [[t.view(-1) for t in tensors] for tensors in flat]
+            flat = [[t if t.ndim == 1 else t.view(-1) for t in tensors] for tensors in flat]
         lists = [*flat, scalars]
         if route == "strided":
             for tensors in zip(*lists):
                 kernels.spam(*tensors)
         elif self._engine.compiled(kernels.spam, lists) is None and fused_fits(*flat):
-            spam_fused(flat, spam_scalars(group, step)[0], scalars, step)
+            _run_fused(items, flat, scalars)
         else:
             self._engine.run(kernels.spam, lists)
-        if "master" in batch[0][1]:
-            torch._foreach_copy_([local(p) for p, _ in batch], targets)
+        if "master" in items[0].state:
+            torch._foreach_copy_(
+                [local(item.parameter) for item in items], [item.target for item in items]
+            )
 
-    def _update_blocks(
-        self,
-        batch: list[tuple[Tensor, dict[str, Any]]],
-        gradients: list[Tensor],
-        m: list[Tensor],
-        v: list[Tensor],
-        scalars: list[Tensor],
-    ) -> None:
-        chosen = [state["blocks"] for _, state in batch]
-        width = m[0].shape[1]
-        gradients = [g.reshape(-1, width) for g in gradients]
-        if "master" in batch[0][1]:
-            masters = [state["master"] for _, state in batch]
+    def _update_blocks(self, items: list[_Item], scalars: list[Tensor]) -> None:
+        width = items[0].m.shape[1]
+        chosen = [item.state["blocks"] for item in items]
+        m, v = [item.m for item in items], [item.v for item in items]
+        gradients = [item.gradient.reshape(-1, width) for item in items]
+        if "master" in items[0].state:
+            masters = [item.target for item in items]
             picked = [g[blocks] for g, blocks in zip(gradients, chosen)]
             self._engine.run(kernels.spam, [masters, picked, m, v, scalars])
             moved = masters
-        elif all(p.is_contiguous() for p, _ in batch):
-            views = [local(p).view(-1, width) for p, _ in batch]
+        elif all(item.parameter.is_contiguous() for item in items):
+            views = [item.target.view(-1, width) for item in items]
             self._engine.run(kernels.spam_blocks, [views, gradients, m, v, scalars, chosen])
             return
         else:
-            moved = [p.reshape(-1, width)[blocks] for (p, _), blocks in zip(batch, chosen)]
+            whole = [item.parameter.reshape(-1, width) for item in items]
+            moved = [rows[blocks] for rows, blocks in zip(whole, chosen)]
             for tensors in zip(moved, [g[b] for g, b in zip(gradients, chosen)], m, v, scalars):
                 kernels.spam(*tensors)
-        for (p, _), blocks, rows in zip(batch, chosen, moved):
-            whole = p.reshape(-1, width)
-            whole[blocks] = rows.to(p.dtype)
+        for item, blocks, rows in zip(items, chosen, moved):
+            p = item.parameter
+            reshaped = p.reshape(-1, width)
+            reshaped[blocks] = rows.to(p.dtype)
             if not p.is_contiguous():
-                p.copy_(whole.view(p.shape))
-
-    def _scalars(
-        self, group: dict[str, Any], step: float, states: list[dict[str, Any]], like: Tensor
-    ) -> list[Tensor]:
-        """The kernel's scalars, a tensor for each of `states`: a graph wants different ones."""
-        values, cap = spam_scalars(group, step)
-        rows = on_device([values] * len(states), like)
-        if cap < math.inf and "reference" in states[0]:
-            limits = torch.stack([state["reference"] for state in states])
-            rows[:, kernels.CAP] = cap * limits.to(rows.dtype)
-        return list(rows.unbind())
-
-    # Counts
-
-    def _count(
-        self,
-        batch: list[tuple[Tensor, dict[str, Any]]],
-        gradients: list[Tensor],
-        v: list[Tensor],
-        scalars: list[Tensor],
-    ) -> None:
-        for (_, state), g, second, s in zip(batch, gradients, v, scalars):
-            if "blocks" in state:
-                g = g.reshape(-1, second.shape[1])[state["blocks"]]
-            size = g.to(second.dtype).abs()
-            over = kernels.spam_limit(size, second, s.unbind())[1] & size.isfinite()
-            if "clipped" not in state:
-                state["clipped"] = torch.zeros((), dtype=torch.int64, device=g.device)
-            state["clipped"] += over.sum()
+                p.copy_(reshaped.view(p.shape))
 
     def report(self) -> dict[str, float]:
         """What to log: waits for the device, so call it at logging steps only.
@@ -291,6 +274,47 @@ class SPAM(HealthyOptimizer):
             "resets": float(first["calls"] // every if every else 0),
             "scale": warmup_scale(first["calls"], every, first["reset_warmup"]),
         }
+
+
+def _scalars(items: list[_Item]) -> list[Tensor]:
+    """The kernel's scalars, a tensor for each item: a graph wants different ones."""
+    made: dict[Any, tuple[list[float], float]] = {}
+    for item in items:
+        key = id(item.group), item.step
+        if key not in made:
+            made[key] = spam_scalars(item.group, item.step)
+    found = [made[id(item.group), item.step] for item in items]
+    rows = on_device([row for row, _ in found], items[0].m)
+    caps = [cap for _, cap in found]
+    if min(caps) < math.inf and "reference" in items[0].state:
+        limits = torch.stack([item.state["reference"] for item in items]).to(rows.dtype)
+        rows[:, kernels.CAP] = on_device([caps], items[0].m)[0] * limits
+    return list(rows.unbind())
+
+
+def _run_fused(items: list[_Item], flat: list[list[Tensor]], scalars: list[Tensor]) -> None:
+    """Step without a compiler, the items of one group and step at a time."""
+    places: dict[Any, list[int]] = {}
+    for place, item in enumerate(items):
+        places.setdefault((id(item.group), item.step), []).append(place)
+    for some in places.values():
+        group, step = items[some[0]].group, items[some[0]].step
+        lists = [[tensors[place] for place in some] for tensors in flat]
+        own = [scalars[place] for place in some]
+        spam_fused(lists, spam_scalars(group, step)[0], own, step)
+
+
+def _count(items: list[_Item], scalars: list[Tensor]) -> None:
+    """Add the entries that this step cuts to each parameter's count."""
+    for item, s in zip(items, scalars):
+        g, second, state = item.gradient, item.v, item.state
+        if "blocks" in state:
+            g = g.reshape(-1, second.shape[1])[state["blocks"]]
+        size = g.to(second.dtype).abs()
+        over = kernels.spam_limit(size, second, s.unbind())[1] & size.isfinite()
+        if "clipped" not in state:
+            state["clipped"] = torch.zeros((), dtype=torch.int64, device=g.device)
+        state["clipped"] += over.sum()
 
 
 def warmup_scale(calls: int, every: int, warmup: int) -> float:

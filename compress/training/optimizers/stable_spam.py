@@ -108,7 +108,7 @@ class StableSPAM(HealthyOptimizer):
     def _check(self, group: dict[str, Any]) -> None:
         _check(group)
 
-    def _advance(self, group: dict[str, Any]) -> None:
+    def _advance(self, group: dict[str, Any], waiting: dict[Any, list[Any]]) -> None:
         every = group["reset_every"]
         resets = bool(every) and group["calls"] % every == 0
         if resets:
