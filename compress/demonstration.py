@@ -7,6 +7,9 @@ first block gets alpha-mid's share, the others are alike. Where the control does
 alpha-mid, the gain is that of sparing the first block, and says nothing about how the spectra rank
 the others. alpha-peak is shown since it fails here: a peak among 100 bins can't be told from 96
 eigenvalues.
+
+With `everything`, two of the four layers of the tiny mixture of experts are condensed too, as
+published and refitted.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from compress.checkpoints.plan import Plan
 from compress.checkpoints.workspace import Workspace
 from compress.data.registry import shipped
 from compress.evaluation.measures import Measures
+from compress.experts.command import cd_moe_condense
 from compress.numerics.allocation import to_counts
 from compress.progress import Progress, silent
 from compress.reports import formats as fmt
@@ -31,6 +35,9 @@ from compress.reports.compare import Report, report
 from compress.sparsity.command import PruneResult, alpha_prune
 
 MODEL = "tiny-llama"
+MIXTURE = "tiny-moe"
+CONDENSED: dict[str, dict[str, Any]] = {"moe-published": {"paper": True}, "moe-refitted": {}}
+LAYERS = 2
 TEXT = "demo"
 TASKS = ("tiny_arithmetic", "tiny_commonsense", "tiny_entailment", "tiny_story")
 SPARSITIES = (0.7, 0.8)
@@ -85,6 +92,7 @@ def demo(
     output: str | Path | None = None,
     *,
     overwrite: bool = False,
+    everything: bool = False,
     seed: int = 0,
     progress: Progress = silent,
     say: Say = lambda text: None,
@@ -94,6 +102,7 @@ def demo(
     Args:
         output: a directory to keep the checkpoints and receipts in; None keeps nothing.
         overwrite: replace a non-empty output, at the end.
+        everything: condense the tiny mixture of experts too.
         seed: of the calibration windows.
         progress, say: told where the job stands.
 
@@ -107,10 +116,15 @@ def demo(
             space = stack.enter_context(Workspace.open(output, overwrite=overwrite))
             place = space.result
         runs = _runs(place, seed, progress, say)
+        tables = [report([place / _name(s, arm) for arm in ARMS]) for s in SPARSITIES]
+        verdicts = [_verdict(runs, sparsity) for sparsity in SPARSITIES]
+        if everything:
+            verdicts.append(_condense(place, seed, progress, say))
+            tables.append(report([place / name for name in CONDENSED]))
         found = Demo(
-            tuple(report([place / _name(s, arm) for arm in ARMS]) for s in SPARSITIES),
+            tuple(tables),
             _spectrum(progress),
-            tuple(_verdict(runs, sparsity) for sparsity in SPARSITIES),
+            tuple(verdicts),
             Path(output) if output is not None else None,
         )
         if output is not None:
@@ -153,6 +167,36 @@ def _runs(place: Path, seed: int, progress: Progress, say: Say) -> dict[str, Pru
             runs[name] = done
             progress("demo", len(runs), total, name)
     return runs
+
+
+def _condense(place: Path, seed: int, progress: Progress, say: Say) -> str:
+    """Condense layers of the mixture of experts both ways; return what the figures show."""
+    after = {}
+    for name, options in CONDENSED.items():
+        done = cd_moe_condense(
+            shipped(MIXTURE),
+            place / name,
+            layers=LAYERS,
+            calib="demo",
+            samples=SAMPLES,
+            seqlen=SEQLEN,
+            batch_size=8,
+            ppl=(TEXT,),
+            tasks=TASKS,
+            limit=LIMIT,
+            eval_seqlen=SEQLEN,
+            seed=seed,
+            progress=progress,
+            say=say if not after else lambda text: None,
+            **options,
+        )
+        after[name] = done.after
+    published, refitted = after.values()
+    figures = ", ".join(f"{n} {a.perplexity[TEXT].value:.2f}" for n, a in after.items())
+    return (
+        f"{LAYERS} expert layers condensed, perplexity: {figures}. Refitted is "
+        f"{_versus(published, refitted)} the published procedure."
+    )
 
 
 def _name(sparsity: float, arm: str) -> str:

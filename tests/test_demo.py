@@ -17,7 +17,7 @@ def seen(tmp_path_factory, demo_model):
         patch.setattr(demonstration, "TASKS", ("tiny_story",))
         patch.setattr(demonstration, "SAMPLES", 8)
         patch.setattr(demonstration, "LIMIT", 20)
-        return compress.demo(place), place
+        return compress.demo(place, everything=True), place
 
 
 def rows(place, arm):
@@ -53,7 +53,7 @@ def test_the_verdict_says_what_the_interval_says(seen):
     receipts = {a: json.loads((place / f"s70-{a}" / "receipt.json").read_text())
                 for a in demonstration.ARMS}  # fmt: skip
     value = {a: r["after"]["perplexity"]["demo"]["value"] for a, r in receipts.items()}
-    (verdict,) = found.verdicts
+    verdict, _ = found.verdicts
     for arm, ppl in value.items():
         assert f"{arm} {ppl:.2f}" in verdict
     for arm, after in (("alpha-mid", " uniform, and"), ("alpha-peak", " uniform.")):
@@ -68,4 +68,15 @@ def test_all_of_it_fits_the_screen_and_is_json(seen):
     assert max(map(len, text.splitlines())) <= 80
     assert "eigenvalue" in text
     data = json.loads(json.dumps(found.as_dict()))
-    assert [run["name"] for run in data["runs"]] == [f"s70-{arm}" for arm in demonstration.ARMS]
+    assert [run["name"] for run in data["runs"]] == [
+        *(f"s70-{arm}" for arm in demonstration.ARMS),
+        *demonstration.CONDENSED,
+    ]
+
+
+def test_the_mixture_is_condensed_both_ways(seen):
+    found, place = seen
+    for name in demonstration.CONDENSED:
+        receipt = json.loads((place / name / "receipt.json").read_text())
+        assert len(receipt["experts"]["condensed"]) == demonstration.LAYERS
+        assert f"{name} {receipt['after']['perplexity']['demo']['value']:.2f}" in found.verdicts[1]

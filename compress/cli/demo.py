@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from compress.cli import options as opt
@@ -10,9 +12,12 @@ from compress.cli.session import session
 
 @click.command("demo", cls=opt.Command)
 @opt.OUTPUT
+@opt.option(
+    "--all", "everything", is_flag=True, help="condense the shipped mixture of experts as well"
+)
 @opt.SEED
 @opt.SAY
-def command(output: str | None, overwrite: bool, seed: int, as_json: bool, quiet: bool) -> None:
+def command(as_json: bool, quiet: bool, **given: Any) -> None:
     """Prune the shipped tiny Llama at two sparsities, uniform against alpha, and compare.
 
     Needs no network and takes about two minutes. Without -o nothing is kept.
@@ -20,5 +25,5 @@ def command(output: str | None, overwrite: bool, seed: int, as_json: bool, quiet
     with session(as_json, quiet) as out:
         from compress.demonstration import demo
 
-        seen = demo(output, overwrite=overwrite, seed=seed, progress=out.progress, say=out.say)
+        seen = demo(progress=out.progress, say=out.say, **given)
         out.result(seen.as_dict(), seen.render())

@@ -101,7 +101,7 @@ def draw_usage(plan: Plan, path: Path) -> None:
     plot = axes[0, 0]
     draw_heatmap(plot, figure, cells, ends)
     plot.set_yticks(range(len(rows)), rows)
-    plot.set_title("share of the calibration tokens that each expert gets")
+    plot.set_title("share of tokens")
     plot.set_xlabel("expert")
     plot.set_ylabel("decoder layer")
     save_figure(figure, path)
