@@ -68,7 +68,8 @@ class Sampler:
         device, dtype: where the model runs, and in what type; None is a type that runs well there.
         directory: of the cache; None is the usual one.
         registry: a user's registry file, for the prefix.
-        progress: told of the texts sampled.
+        budget: about how many tokens will be taken, for the progress alone.
+        progress: told of the tokens that are kept.
     """
 
     source: Source
@@ -80,6 +81,7 @@ class Sampler:
     dtype: torch.dtype | None = None
     directory: Path | None = None
     registry: str | Path | None = None
+    budget: int = 1
     progress: Progress = silent
 
     def texts(self) -> Iterator[list[int]]:
@@ -98,7 +100,10 @@ class Sampler:
             tokens += sum(len(text.ids) for text in found)
             kept_tokens += sum(len(text.ids) for text in kept)
             number += 1
-            self.progress("sample", number * GROUP, 0, f"{kept_tokens} tokens kept")
+            # With the tokens that will stand around each text.
+            self.progress(
+                "sample", min(kept_tokens + number * GROUP, self.budget), self.budget, "own text"
+            )
             if number % _PATIENCE == 0 and kept_tokens < number * GROUP:
                 raise RunError(
                     f"text sampled from `{self.source.name}` can't be used: of {number * GROUP} "

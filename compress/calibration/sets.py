@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -77,6 +78,7 @@ def calibration_set(
             device=device,
             dtype=dtype,
             registry=registry,
+            budget=math.ceil((spec.share or 1.0) * (tokens or samples * seqlen)),
             progress=progress,
         ).texts()
 

@@ -8,13 +8,14 @@ from typing import Any
 
 from torch import Tensor
 
+from compress.calibration.sets import calibration_set
 from compress.checkpoints.anatomy import Anatomy, read_anatomy
 from compress.checkpoints.loader import skeleton
 from compress.checkpoints.placement import compute_dtype, resolve_device, resolve_dtype
 from compress.checkpoints.source import Source
 from compress.checkpoints.walk import WalkReport
 from compress.data.batches import given_batches
-from compress.data.packing import CalibrationReport, prepare_calibration
+from compress.data.batching import CalibrationReport
 from compress.errors import RequestError
 from compress.evaluation.measures import Request, check_request
 from compress.experts.fewer import fewer_fields
@@ -100,12 +101,6 @@ def load_data(job: Job, batches: Sequence[Mapping[str, Any]] | None, say: Say) -
         job.batches, job.data = given_batches(batches)
         say(header_line("data", f"{job.data.windows} samples in {len(batches)} batches", ""))
         return
-    tokenizer = job.source.tokenizer()
-    if tokenizer is None:
-        raise RequestError(
-            f"`{job.source.name}` has no tokenizer, which the text of --calib needs",
-            "copy the tokenizer files of the original model into the directory",
-        )
     limit = job.source.token_limit()
     seqlen = settings.seqlen or min(DEFAULT_SEQLEN, limit or DEFAULT_SEQLEN)
     if limit is not None and seqlen > limit:
@@ -113,14 +108,17 @@ def load_data(job: Job, batches: Sequence[Mapping[str, Any]] | None, say: Say) -
             f"`--seqlen {seqlen}` is above the model's limit of {limit} tokens",
             f"use `--seqlen {limit}` or less",
         )
-    job.batches, job.data = prepare_calibration(
+    job.batches, job.data = calibration_set(
+        job.source,
         settings.calib,
-        tokenizer,
         samples=settings.samples,
         seqlen=seqlen,
         seed=settings.seed,
         batch_size=settings.batch_size,
         held_out=settings.ppl,
+        device=job.device,
+        dtype=resolve_dtype(settings.dtype),
+        progress=job.progress,
     )
     say(
         header_line(

@@ -165,7 +165,12 @@ def test_a_model_that_only_loops_is_given_up(tmp_path):
 
 def test_self_as_calibration_set(source):
     options = {"samples": 6, "seqlen": 32, "seed": 1}
-    batches, report = calibration_set(source, "self", **options)
+    told = []
+    batches, report = calibration_set(
+        source, "self", progress=lambda *state: told.append(state[:3]), **options
+    )
+    assert told
+    assert all(task == "sample" and 0 <= done <= total == 192 for task, done, total in told)
     assert report.windows == 6
     assert report.tokens == 192
     _, same = calibration_set(source, "self", batch_size=4, **options)
