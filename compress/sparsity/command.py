@@ -19,7 +19,7 @@ from compress.evaluation.measures import Measures
 from compress.numerics.ranks import joined
 from compress.progress import Progress, silent
 from compress.reports.clock import Clock
-from compress.reports.headers import model_line, plan_line
+from compress.reports.headers import header_line, model_line, plan_line
 from compress.reports.receipt import Receipt
 from compress.sparsity import planning
 from compress.sparsity.allocation_checks import ROW_METHODS
@@ -109,6 +109,8 @@ def alpha_prune(
         if plan_out is not None and team.first:
             made.write(Path(plan_out))
         if wanted is None:
+            for note in job.notes:  # there is no receipt to hold them
+                say(header_line("note", note, ""))
             return PruneResult(made, beside=allocation_told(job, made, rivals))
         done = _run(job, made, rivals, wanted, resume, overwrite, before)
         if output is None:

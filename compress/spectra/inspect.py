@@ -234,8 +234,8 @@ def inspect(
 def _count_together(cache: SpectraCache | None, team: Team) -> None:
     """Give every process what the caches of all found and missed."""
     if cache is not None:
-        counts = team.gather((cache.hits, cache.misses))
-        cache.hits, cache.misses = (sum(column) for column in zip(*counts))
+        counts = team.gather((cache.hits, cache.misses, cache.outdated, cache.damaged))
+        cache.hits, cache.misses, cache.outdated, cache.damaged = map(sum, zip(*counts))
 
 
 def _names(

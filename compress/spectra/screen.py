@@ -134,8 +134,8 @@ def _notes(seen: Inspection, width: int) -> list[str]:
     for note, modules in said.items():
         more = f" and {len(modules) - 1} more" if len(modules) > 1 else ""
         notes.append(f"{note}, to fit {modules[0]}{more}")
-    if seen.cache is not None and seen.cache.problem:
-        notes.append(f"spectra couldn't be kept in the cache: {seen.cache.problem}")
+    if seen.cache is not None:
+        notes += seen.cache.remarks()
     return [fmt.wrap(f"note: {note}", width, "      ") for note in notes]
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from compress.errors import RequestError
 from compress.sparsity.allocators.ground import Ground, Measured, block_means
 from compress.sparsity.allocators.maps import by_metric
+from compress.spectra.cache import SpectraCache
 from compress.spectra.farms import FarmsSettings
 from compress.spectra.measure import SpectrumRow, measure_spectra
 from compress.spectra.metrics import METRICS
@@ -59,6 +60,7 @@ def share_spectral(values: Sequence[float], ground: Ground) -> Tensor:
 
 def _measured(ground: Ground, metric: str, windows: FarmsSettings | None) -> Measured:
     wanted = {m.name for m in ground.matrices}
+    cache = SpectraCache()
     rows = measure_spectra(
         ground.source,
         ground.anatomy,
@@ -68,13 +70,14 @@ def _measured(ground: Ground, metric: str, windows: FarmsSettings | None) -> Mea
         precise=True,  # the last digits decide which matrix gets the last zeros
         farms=windows,
         progress=ground.progress,
+        cache=cache,
         team=ground.team,
     )
     rows = [row for row in rows if row.module in wanted]
     values = {row.module: row.metrics[metric] for row in rows}
     made = {"matrix": values, "block": block_means(values, ground.matrices)}
     kept = {grain: made[grain] for grain in ground.grains}
-    return Measured(kept, tuple(_warnings(rows, metric)), column=metric)
+    return Measured(kept, (*_warnings(rows, metric), *cache.remarks()), column=metric)
 
 
 def _warnings(rows: Sequence[SpectrumRow], metric: str) -> list[str]:
