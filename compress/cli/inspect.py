@@ -52,7 +52,7 @@ from compress.cli.session import session
     show_default=True,
     metavar="NAME",
     heading="What to measure",
-    help="compress or weightwatcher, whose analyze then measures the same matrices",
+    help="compress or weightwatcher (its analyze; with --randomize, --mp-fit 1 s a matrix)",
 )
 @option(
     "--no-cache",

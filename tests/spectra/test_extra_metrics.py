@@ -135,3 +135,47 @@ def test_the_page_is_one_file_that_needs_no_other(llama, tmp_path):
     assert seen.count("svg") == 2
     assert "http" not in text
     assert "nan" not in text.lower().replace("isnan", "")
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """A Llama whose matrices have 24 or 64 eigenvalues, and 12 (the keys and values)."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=64, intermediate_size=160, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=1, head_dim=12, vocab_size=50,
+    )  # fmt: skip
+    path = tmp_path_factory.mktemp("w") / "wide"
+    model = LlamaForCausalLM(config)
+    for parameter in model.parameters():  # above WeightWatcher's absolute threshold of 1e-5
+        parameter.data *= 10
+    model.save_pretrained(path)
+    return path
+
+
+def test_weightwatcher_agrees_from_twenty_eigenvalues_on_and_fits_fewer_otherwise(wide):
+    pytest.importorskip("weightwatcher")
+    seen = []
+    ours = inspect(wide, cache=False).rows
+    theirs = inspect(wide, engine="weightwatcher", progress=lambda *state: seen.append(state)).rows
+    apart = {min(row.shape) for row in ours if min(row.shape) < 20}
+    assert apart == {12}
+    for one, two in zip(ours, theirs, strict=True):
+        same = pytest.approx(two.metrics["alpha_ks"], abs=1e-4)
+        assert (one.metrics["alpha_ks"] == same) == (min(one.shape) >= 20), one.module
+        for name in ("stable_rank", "norm", "spectral_norm"):
+            assert one.metrics[name] == pytest.approx(two.metrics[name], rel=1e-5)
+    # Heard of after every matrix.
+    assert [done for _, done, _, _ in seen] == list(range(8))
+    assert seen[-1][3] == "model.layers.0.mlp.down_proj"
+
+
+def test_the_progress_names_weightwatchers_slow_part():
+    from compress.spectra.watcher import _slow_part
+
+    assert _slow_part(["alpha_ks"]) == ""
+    assert _slow_part(["rand_distance", "num_spikes"]) == (
+        "WeightWatcher's randomize and mp_fit, about 1 s a matrix"
+    )
