@@ -238,69 +238,7 @@ SPREAD = opt.options(
         help="fp64 singular values, several times slower",
     ),
 )
-CALIBRATION = opt.options(
-    option(
-        "--calib",
-        default="c4",
-        show_default=True,
-        metavar="DATA",
-        heading="Calibration",
-        help="corpus names or files; `demo` is the shipped one; a=0.7,b=0.3 mixes by tokens",
-    ),
-    option(
-        "--doc-sampling",
-        default="packed",
-        show_default=True,
-        metavar="NAME",
-        heading="Calibration",
-        help="packed: whole documents; isolated: each sees itself; long: windows of long ones",
-    ),
-    option(
-        "--select",
-        default="random",
-        show_default=True,
-        metavar="NAME",
-        heading="Calibration",
-        help="which windows: random; diverse: by words; cola: by activations",
-    ),
-    option(
-        "--chat-template/--no-chat-template",
-        default=True,
-        show_default=True,
-        heading="Calibration",
-        help="write prompt formats as conversations if the tokenizer can",
-    ),
-    option(
-        "--allow-leakage",
-        is_flag=True,
-        heading="Calibration",
-        help="let text be calibrated on and evaluated on",
-    ),
-    option(
-        "--samples",
-        type=int,
-        default=128,
-        show_default=True,
-        metavar="N",
-        heading="Calibration",
-        help="sequences",
-    ),
-    option(
-        "--seqlen",
-        type=int,
-        metavar="L",
-        heading="Calibration",
-        help="tokens a sequence  [default: 2048 or the model's limit]",
-    ),
-    option(
-        "--batch-size",
-        type=click.IntRange(min=1),
-        default=1,
-        show_default=True,
-        metavar="N",
-        heading="Calibration",
-        help="sequences run at once",
-    ),
+STATISTICS = opt.options(
     option(
         "--propagate",
         default="pruned",
@@ -335,13 +273,6 @@ FORMAT = option(
     metavar="NAME",
     help="how zeros are stored in OUT: dense, bitmask",
 )
-PLAN = opt.options(
-    option(
-        "--plan", type=click.Path(), metavar="FILE", help="use this plan instead of an allocation"
-    ),
-    option("--plan-out", type=click.Path(), metavar="FILE", help="also save the plan here"),
-    option("--dry-run", is_flag=True, help="stop after the plan and print it"),
-)
 
 
 @click.command("alpha-prune", cls=opt.Command)
@@ -349,10 +280,11 @@ PLAN = opt.options(
 @opt.OUTPUT
 @REMOVE
 @SPREAD
-@CALIBRATION
+@opt.CALIBRATION
+@STATISTICS
 @opt.EVALUATION
 @opt.REGISTRY
-@PLAN
+@opt.PLAN
 @FORMAT
 @opt.RESUME
 @opt.SEED

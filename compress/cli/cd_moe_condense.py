@@ -126,6 +126,7 @@ CONDENSE = opt.options(
 @opt.OUTPUT
 @CONDENSE
 @opt.CALIBRATION
+@opt.REGISTRY
 @opt.EVALUATION
 @opt.PLAN
 @opt.RESUME

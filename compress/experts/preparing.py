@@ -8,15 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
-from compress.calibration.sets import calibration_set
+from compress.calibration.asked import read_calibration
 from compress.checkpoints.anatomy import Anatomy, read_anatomy
 from compress.checkpoints.loader import skeleton
 from compress.checkpoints.placement import compute_dtype, resolve_device, resolve_dtype
 from compress.checkpoints.source import Source
 from compress.checkpoints.walk import WalkReport
-from compress.data.batches import given_batches
 from compress.data.batching import CalibrationReport
-from compress.errors import RequestError
 from compress.evaluation.measures import Request, check_request
 from compress.experts.fewer import fewer_fields
 from compress.experts.layers import ExpertLayer, find_layers
@@ -24,10 +22,8 @@ from compress.experts.searching import Step
 from compress.experts.settings import CondenseSettings, candidates, check_experts
 from compress.progress import Progress
 from compress.reports.clock import Clock
-from compress.reports.headers import header_line
 
 Say = Callable[[str], None]
-DEFAULT_SEQLEN = 2048
 
 
 @dataclass
@@ -77,6 +73,8 @@ def open_job(source: Source, settings: CondenseSettings, progress: Progress, clo
         source=source,
         seqlen=settings.eval_seqlen,
         stride=settings.stride,
+        registry=settings.registry,
+        seed=settings.seed,
     )
     model = skeleton(source)
     anatomy = read_anatomy(model)
@@ -96,36 +94,9 @@ def open_job(source: Source, settings: CondenseSettings, progress: Progress, clo
 
 def load_data(job: Job, batches: Sequence[Mapping[str, Any]] | None, say: Say) -> None:
     """Take the batches given, or read and pack the calibration text."""
-    settings = job.settings
-    if batches is not None:
-        job.batches, job.data = given_batches(batches)
-        say(header_line("data", f"{job.data.windows} samples in {len(batches)} batches", ""))
-        return
-    limit = job.source.token_limit()
-    seqlen = settings.seqlen or min(DEFAULT_SEQLEN, limit or DEFAULT_SEQLEN)
-    if limit is not None and seqlen > limit:
-        raise RequestError(
-            f"`--seqlen {seqlen}` is above the model's limit of {limit} tokens",
-            f"use `--seqlen {limit}` or less",
-        )
-    job.batches, job.data = calibration_set(
-        job.source,
-        settings.calib,
-        samples=settings.samples,
-        seqlen=seqlen,
-        seed=settings.seed,
-        batch_size=settings.batch_size,
-        held_out=settings.ppl,
-        device=job.device,
-        dtype=resolve_dtype(settings.dtype),
-        progress=job.progress,
+    found = read_calibration(
+        job.source, job.settings, job.request, batches, device=job.device, progress=job.progress
     )
-    say(
-        header_line(
-            "data",
-            f"{settings.calib}, {settings.samples} × {seqlen} tokens, seed {settings.seed}",
-            f"evaluation {', '.join([*settings.ppl, *settings.tasks])}"
-            if settings.ppl or settings.tasks
-            else "",
-        )
-    )
+    job.batches, job.data = found.batches, found.report
+    job.notes.extend(found.notes)
+    say(found.line)

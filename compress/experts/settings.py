@@ -48,7 +48,8 @@ class CondenseSettings:
         stock_only: refuse what the family's own config can't say.
         paper: Condense-MoE as published.
         target_bytes: condense as many layers as it takes to reach this size of the weights.
-        calib, samples, seqlen, batch_size: the calibration text.
+        calib, samples, seqlen, batch_size, doc_sampling, select, chat_template, allow_leakage,
+            registry: the calibration text, as in alpha-prune.
         ppl, tasks, task_dirs, limit, stride, eval_seqlen, speed: what is scored before and after.
         seed, device, dtype: as in every command.
     """
@@ -71,6 +72,11 @@ class CondenseSettings:
     samples: int = 128
     seqlen: int | None = None
     batch_size: int = 1
+    doc_sampling: str = "packed"
+    select: str = "random"
+    chat_template: bool = True
+    allow_leakage: bool = False
+    registry: str | None = None
     ppl: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
     task_dirs: tuple[str, ...] = ()
