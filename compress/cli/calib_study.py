@@ -233,6 +233,13 @@ EVALUATION = opt.options(
         help="full or none: magnitude, a repeated cell, dots, random characters",
     ),
     option(
+        "--predictors/--no-predictors",
+        default=True,
+        show_default=True,
+        heading="Evaluation",
+        help="how well cheap predictors rank the sets: a dense pass each",
+    ),
+    option(
         "--bootstrap",
         type=int,
         default=10_000,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from compress.checkpoints.durable import write_json
 from compress.checkpoints.workspace import Workspace
 from compress.data import Mix
 from compress.errors import RunError
@@ -25,6 +27,8 @@ from compress.study.backends import run_groups
 from compress.study.calibrating import same_data
 from compress.study.cells import Group
 from compress.study.journal import FAILED, OK, SKIPPED, Journal, Outcome, write_grid, write_items
+from compress.study.outcomes import Grid
+from compress.study.predicting import agreement, first_draws, predictions
 from compress.study.preparing import Sets, Subject
 from compress.study.settings import StudySettings
 from compress.study.verdict import verdict
@@ -32,7 +36,7 @@ from compress.study.working import Worker
 
 COMMAND = "calib-study"
 # What may differ between an interrupted run and the one that goes on with it.
-_FREE = ("budget", "backend", "reuse", "bootstrap")
+_FREE = ("budget", "backend", "reuse", "bootstrap", "predictors")
 
 
 @dataclass
@@ -79,8 +83,10 @@ class Study:
                 outcomes, passes = self._work(place)
             with self.clock("evaluate"):
                 dense = self._dense(place)
+            with self.clock("predict"):
+                predicted = self._predict(outcomes, place)
             with self.clock("compare"):
-                receipt = self._receipt(outcomes, dense, passes)
+                receipt = self._receipt(outcomes, dense, passes, predicted)
             with self.clock("save"):
                 self._write(workspace.result, outcomes, receipt)
                 workspace.commit()
@@ -125,13 +131,31 @@ class Study:
             found[name] = measured_once(kept, partial(_score_dense, worker, name))
         return found
 
+    def _predict(self, outcomes: Sequence[Outcome], place: Path) -> list[dict[str, Any]]:
+        """How well cheap predictors would have ranked the sets; nothing where that isn't asked."""
+        rows = []
+        for number, name in enumerate(self.models if self.settings.predictors else ()):
+            kept = place / f"predictors{number}.json"
+            if not kept.is_file():
+                draws = first_draws(self.sets, name, list(self.calib))
+                made = predictions(self.subjects[name], draws, self.settings, self.progress)
+                write_json(kept, made)
+            grid = Grid.of([o for o in outcomes if o.cell.model == name])
+            found = json.loads(kept.read_text(encoding="utf-8"))
+            rows += [{"model": name, **row} for row in agreement(grid, found)]
+        return rows
+
     def _fingerprint(self) -> dict[str, Any]:
         options = {k: v for k, v in self.settings.as_dict().items() if k not in _FREE}
         models = {name: subject.source.digest() for name, subject in self.subjects.items()}
         return {"command": COMMAND, "models": models, "options": options}
 
     def _receipt(
-        self, outcomes: Sequence[Outcome], dense: Mapping[str, Measures], passes: float
+        self,
+        outcomes: Sequence[Outcome],
+        dense: Mapping[str, Measures],
+        passes: float,
+        predicted: Sequence[Mapping[str, Any]],
     ) -> Receipt:
         good = [o for o in outcomes if o.status == OK]
         found = answer(
@@ -162,6 +186,7 @@ class Study:
             cells=self._lines(outcomes),
             comparison=comparison,
             **found,
+            predictors=predicted,
             verdict=verdict(found, comparison, outcomes, self.settings, self.reference),
             cost={"seconds": self.clock.seconds, "passes": passes or None},
             notes=self._notes(outcomes),

@@ -60,6 +60,7 @@ class StudySettings:
         eval_batch_size: windows scored at once; with 1 the scores are alpha-prune's to the last
             bit.
         controls: `full` runs the null controls and bad ends, `none` leaves them out.
+        predictors: say how well cheap predictors would have ranked the sets.
         allow_leakage: calibrate on what is evaluated on, against the rules.
         budget: seconds after which no further calibration set is begun.
         shard: (i, n), the i-th of n parts of the study; None is all of it.
@@ -96,6 +97,7 @@ class StudySettings:
     eval_batch_size: int = 1
     controls: str = "full"
     allow_leakage: bool = False
+    predictors: bool = True
     budget: float | None = None
     shard: tuple[int, int] | None = None
     backend: str = "local"
