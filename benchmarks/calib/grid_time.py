@@ -10,9 +10,9 @@ four sparsities); in turns, in one process:
 - `exact`: `calib_study`, all cells in one walk;
 - `dense`: `calib_study --stats dense`, against `alpha_prune --propagate dense`.
 
-Times are CPU seconds of the process (the machine may be shared); ratios are of one round each, their
-median and range are told. The floor is what the forward passes alone take: 2 passes a cell exact, 1
-pass for all cells dense, and one scoring a cell, at the measured time of a plain forward.
+Times are CPU seconds of the process (the machine may be shared); ratios are of one round each,
+their median and range are told. The floor is what the forward passes alone take: 2 passes a cell
+exact, 1 pass for all cells dense, and one scoring a cell, at the time of a plain forward.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,11 +80,15 @@ def forward_seconds(model: Path, windows: int) -> tuple[float, float]:
     scored = [{"input_ids": batches[0]["input_ids"][:1]}] * windows
     with torch.inference_mode():
         network(**batches[0])
-        times = [
-            min(cpu(lambda: [network(**b, use_cache=False) for b in run])[0] for _ in range(3))
-            for run in (batches, scored)
-        ]
-    return times[0], times[1]
+        passed = min(cpu(partial(run_all, network, batches))[0] for _ in range(3))
+        score = min(cpu(partial(run_all, network, scored))[0] for _ in range(3))
+    return passed, score
+
+
+def run_all(network: Any, batches: list[dict[str, torch.Tensor]]) -> None:
+    """Plain forwards of a model."""
+    for batch in batches:
+        network(**batch, use_cache=False)
 
 
 def main() -> None:
@@ -107,7 +112,7 @@ def main() -> None:
         digests = {}
         for name, work in kinds.items():
             with tempfile.TemporaryDirectory() as place:
-                spent, digests[name] = cpu(lambda work=work, place=place: work(Path(place)))
+                spent, digests[name] = cpu(partial(work, Path(place)))
             if turn:  # the first round warms up
                 seconds[name].append(spent)
             print(turn, name, f"{spent:.1f} s", flush=True)

@@ -260,5 +260,5 @@ def _footer(view: StudyView, output: Path | None, width: int) -> str:
     lines = [f"{good} of {len(view.cells)} cells in {fmt.duration(seconds)}"]
     lines += [fmt.wrap(f"note: {note}", width) for note in view.receipt.get("notes", ())]
     if output is not None:
-        lines.append(f"{output}   grid.jsonl, items.parquet, cells.csv, forest.png, report.html")
+        lines += [str(output), "  grid.jsonl, items.parquet, cells.csv, forest.png, report.html"]
     return "\n".join(lines)

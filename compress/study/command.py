@@ -13,6 +13,7 @@ from compress.progress import Progress, silent
 from compress.reports.clock import Clock
 from compress.reports.receipt import Receipt
 from compress.sparsity.preparing import Say
+from compress.study.backends import require_backend
 from compress.study.calibrating import calibrations
 from compress.study.cells import groups_of, of_shard
 from compress.study.preparing import draw_all, open_subject
@@ -91,6 +92,7 @@ def calib_study(
     names = list(dict.fromkeys(map(str, named)))
     if output is None and not dry_run:
         raise RequestError("no output directory", "add `-o OUT`, or `--dry-run` to see the cost")
+    require_backend(settings.backend)
     calib, reference = calibrations(settings)
     clock = Clock()
     with clock("load"):

@@ -33,8 +33,9 @@ def estimate(
         tokens = sets[group.model, group.calib, group.seed].report.tokens
         weights = sum(m.numel for m in subject.matrices)
         blocks, many = len(subject.anatomy.blocks), len(group.cells)
-        # Every branch collects and propagates; the first block is collected once for all.
-        own = 1.0 if settings.stats == "dense" else 2.0 * many - (many - 1) / blocks
+        # Every branch collects and passes on; the first block is collected once for all, and
+        # nothing is passed on from the last.
+        own = 1.0 if settings.stats == "dense" else (1 + 2 * many * (blocks - 1)) / blocks
         passes += own
         flops += own * 2 * weights * tokens
         hungry = sum(cell.setting.method in _GRAM for cell in group.cells)

@@ -28,7 +28,7 @@ def texts(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
-    """A random Llama of two blocks."""
+    """A random Llama of a few blocks."""
     return make_checkpoint("llama", tmp_path_factory.mktemp("model") / "llama", dtype=torch.float32)
 
 
