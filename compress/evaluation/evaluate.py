@@ -156,7 +156,7 @@ def evaluate(
     )  # fmt: skip
     check_files(png=png)
     request = check_request(ppl=ppl, tasks=tasks, task_dirs=task_dirs, long=long, registry=registry)
-    request = fitted(request, list(sources.values()))
+    request = fitted(request, list(sources.values()), progress)
     limits = [limit for limit in (s.token_limit() for s in sources.values()) if limit is not None]
     seqlen = eval_seqlen or min([2048, *limits])
     measures = {}

@@ -18,7 +18,7 @@ from compress.errors import RequestError
 from compress.evaluation.compare import compare_items, compare_windows
 from compress.evaluation.long_context.planning import LongTasks
 from compress.evaluation.long_context.running import run_long_tasks
-from compress.evaluation.long_context.settings import LongContext, check_limit, split_tasks
+from compress.evaluation.long_context.settings import LongContext, check_model_fits, split_tasks
 from compress.evaluation.perplexity import Perplexity, context_limit, perplexity
 from compress.evaluation.speed import Speed, measure_speed
 from compress.evaluation.tasks import TaskScore, TaskSet
@@ -152,8 +152,8 @@ def check_request(
     return request if source is None else fitted(request, [source])
 
 
-def fitted(request: Request, sources: Sequence[Source]) -> Request:
-    """Look whether the long-context prompts fit the models, and note the smallest limit.
+def fitted(request: Request, sources: Sequence[Source], progress: Progress = silent) -> Request:
+    """Make the long-context prompts, if they fit the models, and note the smallest limit.
 
     Raises:
         RequestError: a length above a model's limit, or prompts that its tokenizer can't make.
@@ -163,9 +163,10 @@ def fitted(request: Request, sources: Sequence[Source]) -> Request:
     limits = [limit for source in sources if (limit := source.token_limit()) is not None]
     smallest = min(limits, default=None)
     for source in sources:
-        check_limit(request.long.settings, source.name, source.token_limit())
+        encodes = bool(getattr(source.config, "is_encoder_decoder", False))
+        check_model_fits(request.long.settings, source.name, source.token_limit(), encodes)
     for source in sources:
-        request.long.plan(source.tokenizer(), smallest)
+        request.long.plan(source.tokenizer(), smallest, progress=progress)
     return replace(request, token_limit=smallest)
 
 

@@ -157,6 +157,11 @@ def _is_map(value: Any, rows: int, width: int, total: int) -> bool:
     return bool((first >= 0).all()) and bool((first.sum(-1) < 1.01).all())
 
 
+def on_answer(found: Tensor) -> float:
+    """Return an item's share of attention on the answer, the mean over layers."""
+    return float(found[:, PARTS.index("answer")].mean())
+
+
 def summary(found: Sequence[Tensor], layers: Sequence[str]) -> dict[str, Any]:
     """Return the receipt's entry.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.evaluation.long_context.attention import PARTS
+from compress.evaluation.long_context.results import ON_ANSWER
 from compress.reports import formats as fmt
 from compress.reports.heatmap import draw_heatmap, heatmap
 
@@ -43,7 +44,7 @@ def long_block(
         title = f"{names[model['source']]}: accuracy by {down} (down) and {across} (across)"
         parts.append(f"{title}\n{drawn}")
     if any("attention" in entry for _, entry in entries):
-        parts.append(_attention(entries, names))
+        parts.append(_attention(task, entries, names, against))
     return "\n\n".join(parts)
 
 
@@ -90,7 +91,10 @@ def _grid(
 
 
 def _attention(
-    entries: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], names: Mapping[str, str]
+    task: str,
+    entries: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]],
+    names: Mapping[str, str],
+    against: str | None,
 ) -> str:
     rows = []
     for model, entry in entries:
@@ -98,9 +102,14 @@ def _attention(
         if seen is not None:
             shares = [f"{seen['share'][part]:.3f}" for part in PARTS]
             rows.append([names[model["source"]], *shares, f"{seen['entropy']:.2f}"])
-    title = "share of attention while answering: mean over layers, heads and items"
-    table = fmt.table(["model", *PARTS, "entropy"], rows, "lrrrrrr", width=_WIDTH)
-    return f"{title}\n{table}"
+    lines = ["share of attention while answering: mean over layers, heads and items"]
+    lines.append(fmt.table(["model", *PARTS, "entropy"], rows, "lrrrrrr", width=_WIDTH))
+    for model, _ in entries:
+        compared = model.get("comparison", {}).get("tasks", {}).get(task, {}).get(ON_ANSWER)
+        if compared is not None:
+            name, other = names[model["source"]], names[str(against)]
+            lines.append(f"on the answer, {name} against {other}: {_change(compared)}")
+    return "\n".join(lines)
 
 
 def draw_tasks(models: Sequence[Mapping[str, Any]], path: str | Path) -> None:

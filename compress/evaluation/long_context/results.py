@@ -7,11 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
-from compress.evaluation.long_context.attention import summary
+from compress.evaluation.long_context.attention import on_answer, summary
 from compress.evaluation.long_context.items import Cell, Item
 from compress.evaluation.long_context.scoring import Outcome
 from compress.evaluation.tasks import TaskScore, standard_error
 
+ON_ANSWER = "attention_on_answer"
 MEASURES: dict[str, Callable[[Outcome], float]] = {
     "acc": lambda outcome: float(outcome.right),
     "exact_match": lambda outcome: float(outcome.greedy),
@@ -35,17 +36,21 @@ def task_score(
 
     Returns:
         A TaskScore whose `acc` is that of the likelihood; `exact_match` and `answer_loss` (nats a
-        token of the right answer) stand beside it, with the outcomes of their items in `more`.
+        token of the right answer) stand beside it, and with attention its share on the answer where
+        the prompt says it; the outcomes of their items are in `more`.
     """
     values = {
         name: {item.key: measure(outcome) for item, outcome in zip(items, outcomes)}
         for name, measure in MEASURES.items()
     }
+    if attention is not None:
+        values[ON_ANSWER] = {item.key: on_answer(attention[item.key]) for item in items}
     chance = sum(1 / len(item.answers) for item in items) / len(items)
     others = {"chance": chance}
-    for name in ("exact_match", "answer_loss"):
-        others.update(_mean(name, list(values[name].values())))
-    details: dict[str, Any] = {"cells": _cells(items, values, attention)}
+    for name in values:
+        if name != "acc":
+            others.update(_mean(name, list(values[name].values())))
+    details: dict[str, Any] = {"cells": _cells(items, values)}
     if left_out:
         details["left_out"] = list(left_out)
     if attention is not None:
@@ -70,9 +75,7 @@ def _mean(name: str, values: Sequence[float]) -> dict[str, float]:
 
 
 def _cells(
-    items: Sequence[Item],
-    values: Mapping[str, Mapping[str, float]],
-    attention: Mapping[str, Tensor] | None,
+    items: Sequence[Item], values: Mapping[str, Mapping[str, float]]
 ) -> list[dict[str, Any]]:
     by_cell: dict[Cell, list[Item]] = {}
     for item in items:
@@ -86,8 +89,5 @@ def _cells(
             if name == "acc":  # CONTRACT's names
                 found = {k.replace("acc_stderr", "stderr"): v for k, v in found.items()}
             row.update(found)
-        if attention is not None:
-            found_by = summary([attention[item.key] for item in members], ())
-            row["attention_on_answer"] = found_by["share"]["answer"]
         rows.append(row)
     return sorted(rows, key=lambda row: [row[name] for name, _ in items[0].cell])

@@ -1,15 +1,16 @@
 """Scores the answers of long-context items: their likelihood, and what greedy decoding would write.
 
-The prompt but for its last token is read once, its keys and values are repeated for every answer,
-and the answers are read behind it together; no token of the prompt is computed twice. Models whose
-cache is not of plain keys and values (state spaces, chunked attention) read every answer with its
-prompt. Prompts of one batch have one length and nothing is masked or padded before an answer's end,
-so that a row's result doesn't depend on its batch beyond rounding. Logits are computed for the
-answers alone.
+The prompt but for its last token is read once, its keys and values are copied for every answer (all
+at once, or one by one where prompts are long), and the answers are read behind them; no token of
+the prompt is computed twice. Models whose cache is not of plain keys and values (state spaces,
+chunked attention) read every answer with its prompt. Prompts of one batch have one length and
+nothing is masked or padded before an answer's end, so that a row's result doesn't depend on its
+batch beyond rounding. Logits are computed for the answers alone.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -25,6 +26,7 @@ from compress.evaluation.long_context.items import Item
 from compress.progress import Progress, silent
 
 _ROWS_OF_TOKENS = 2**15  # tokens of prompts in one batch
+_COPIES_OF_TOKENS = 2**17  # tokens whose keys and values are held at once for all answers
 
 
 @dataclass(frozen=True)
@@ -177,12 +179,20 @@ class _Reader:
         del read
         if not _is_plain(cache):
             return None
-        cache.batch_repeat_interleave(count)
-        last = prompts[:, -1:].repeat_interleave(count, 0)
-        rows = torch.cat([last, answers.flatten(0, 1)[:, :-1]], 1)
-        with watch.during(self._model, items, count, width) if watch else nullcontext():
-            out = self._call(rows, keep=0, use_cache=True, past_key_values=cache)
-        return out.logits.unflatten(0, (batch, count))
+        # Each answer needs a copy of the cache; of long prompts there is room for one beside it.
+        many = count if batch * count * prompts.shape[1] <= _COPIES_OF_TOKENS else 1
+        found = []
+        for first in range(0, count, many):
+            own = cache if first + many >= count else copy.deepcopy(cache)
+            own.batch_repeat_interleave(many)
+            last = prompts[:, -1:].repeat_interleave(many, 0)
+            chosen = answers[:, first : first + many].flatten(0, 1)
+            rows = torch.cat([last, chosen[:, :-1]], 1)
+            seen = watch if first == 0 else None
+            with seen.during(self._model, items, many, width) if seen else nullcontext():
+                out = self._call(rows, keep=0, use_cache=True, past_key_values=own)
+            found.append(out.logits.unflatten(0, (batch, many)))
+        return torch.cat(found, 1)
 
     def _whole(
         self,

@@ -137,12 +137,19 @@ def _check(settings: LongContext) -> None:
         raise RequestError(f"`--qa {settings.qa}`: no such file")
 
 
-def check_limit(settings: LongContext, name: str, limit: int | None) -> None:
-    """Refuse lengths above a model's limit.
+def check_model_fits(
+    settings: LongContext, name: str, limit: int | None, encodes: bool = False
+) -> None:
+    """Refuse lengths above a model's limit, and models that don't read prompt and answer as one.
 
     Raises:
-        RequestError: names the model, the length and the limit.
+        RequestError: names the model, the length and the limit; or that it has an encoder.
     """
+    if encodes:
+        raise RequestError(
+            f"`{name}` has an encoder; {', '.join(settings.tasks)} need a decoder-only model",
+            "leave these tasks out",
+        )
     longest = max(settings.lengths, default=0)
     if limit is not None and longest > limit:
         raise RequestError(

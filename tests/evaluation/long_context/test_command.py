@@ -23,6 +23,7 @@ def place(tmp_path_factory):
     make_checkpoint("llama", path / "one", seed=0)
     make_checkpoint("llama", path / "two", seed=1)
     make_checkpoint("bert", path / "bert")
+    make_checkpoint("bart", path / "bart")
     (path / "hay.txt").write_text("The boat is red. It sails far. " * 40)
     return path
 
@@ -67,6 +68,45 @@ def test_beside_tasks_of_lm_eval_and_perplexity(demo_model):
     assert any("longreason: left out" in note for note in found["notes"])
 
 
+def test_attention_is_paired_too(place):
+    found = evaluate(
+        place / "one", against=place / "two", tasks=["needle"], attention=True, **SMALL
+    )
+    data = found.as_dict()
+    one, two = (model["tasks"]["needle"]["attention_on_answer"] for model in data["models"])
+    moved = data["comparison"]["tasks"]["needle"]["attention_on_answer"]["difference"]
+    assert moved == pytest.approx(one - two)
+    assert "on the answer, one against two" in found.render()
+    assert max(map(len, found.render().splitlines())) <= 80
+
+
+MEAP = [
+    {},
+    {"sft": "question:answer", "sft_mode": "separate", "min_response": 5},
+    {"sft": "question:answer", "sft_mode": "concat", "min_response": 5},
+]
+
+
+@pytest.mark.parametrize("options", MEAP, ids=["pre-training", "separate", "concat"])
+def test_a_model_trained_by_meap_is_paired_with_its_base(place, tmp_path, options):
+    from compress.training.command import train_meap
+
+    data = place / "hay.txt"
+    if options:
+        data = tmp_path / "qa.jsonl"
+        rows = [{"question": f"number {i}?", "answer": "the boat is red " * 2} for i in range(12)]
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train_meap(
+        place / "one", output=tmp_path / "meap", data=[str(data)], steps=2, batch_size=2,
+        seqlen=100, lr=1e-2, **options,
+    )  # fmt: skip
+    found = evaluate(tmp_path / "meap", against=place / "one", tasks=["needle"], **SMALL).as_dict()
+    assert "notes" not in found  # the mask token, new in the tokenizer, changes no prompt
+    difference = found["comparison"]["tasks"]["needle"]
+    assert difference["n"] == 8
+    assert difference["answer_loss"]["difference"] != 0
+
+
 def test_outcomes_survive_json_and_pair(place):
     source = open_source(place / "one")
     found = measure(source.load(), source.tokenizer(), tasks=["needle"], limit=6)
@@ -97,6 +137,7 @@ def test_models_that_cut_text_apart_are_not_paired(place, demo_model):
         ("one", {"tasks": "needel"}, "did you mean `needle`"),
         ("one", {"tasks": "tiny_story", "hops": (1,)}, "needs `--tasks longreason`"),
         ("bert", {}, "causal language model"),
+        ("bart", {}, "has an encoder"),
     ],
 )
 def test_bad_requests_before_a_model_is_loaded(place, monkeypatch, model, options, said):

@@ -65,6 +65,19 @@ def test_losses_are_the_definition_however_they_are_computed(arch):
             assert outcome.tokens == 6  # a blank and five digits
 
 
+@pytest.mark.parametrize("arch", ["llama", "mistral"])
+def test_answers_read_one_by_one_are_the_same(arch, monkeypatch):
+    from compress.evaluation.long_context import scoring
+
+    model, items = build(arch), _items(per_cell=3)
+    together, watch = score_items(model, items), AttentionWatch(model)
+    monkeypatch.setattr(scoring, "_COPIES_OF_TOKENS", 1)
+    for one, other in zip(score_items(model, items, watch=watch), together):
+        assert one.losses == pytest.approx(other.losses, abs=1e-4)
+        assert one.greedy == other.greedy
+    assert set(watch.found) == {item.key for item in items}
+
+
 def _short(prompt, answers):
     return make_item((("length", 1),), 0, prompt, answers, [(1, 2)], [(1, 2)], 3)
 
@@ -283,3 +296,5 @@ def test_attention_goes_into_the_score():
     assert sum(by_layer) / 4 == pytest.approx(seen["share"]["answer"])
     cells = [cell["attention_on_answer"] for cell in found.details["cells"]]
     assert sum(cells) / 2 == pytest.approx(seen["share"]["answer"])
+    assert found.others["attention_on_answer"] == pytest.approx(seen["share"]["answer"])
+    assert found.more["attention_on_answer"].keys() == found.items.keys()
