@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 SERIES = Path("drought") / "Climate.csv"
 LEVELS = ("D0", "D1", "D2", "D3", "D4")
-RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 PAST, AHEAD, BATCH, STEPS = 8, 4, 64, 300
 NOISE = 5.0  # standard deviations of the series
 
@@ -147,7 +147,7 @@ def main() -> None:
     steps, seeds, rates = STEPS, given.seeds, RATES
     shares = [float(share) for share in given.anomalies.split(",")]
     if given.quick:
-        steps, seeds, rates, shares = 30, 2, RATES[1:2], shares[:2]
+        steps, seeds, rates, shares = 30, 2, RATES[2:3], shares[:2]
     started = time.process_time()
     series = cut(*read_weeks())
     found = {}
