@@ -153,10 +153,16 @@ def read_calibration(
     scored = [*asked.ppl, *asked.tasks]
     line = header_line(
         "data",
-        f"{asked.calib}, {asked.samples} × {seqlen} tokens, seed {asked.seed}",
+        f"{asked.calib}, {asked.samples} × {seqlen} tokens{_padding(report)}, seed {asked.seed}",
         f"evaluation {', '.join(scored)}" if scored else "",
     )
     return Calibration(found, report, line, _notes(asked, report))
+
+
+def _padding(data: CalibrationReport) -> str:
+    """How many tokens are real, where windows of whole examples aren't full."""
+    full = data.tokens == data.windows * data.seqlen
+    return "" if full else f" ({data.tokens:,} without padding)"
 
 
 def _items(asked: CalibrationAsked, request: Request) -> dict[str, list[str]]:

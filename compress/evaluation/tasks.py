@@ -118,7 +118,9 @@ class TaskSet:
         return groups, tasks
 
     def texts(self, limit: int | None = None) -> dict[str, list[str]]:
-        """Return task -> the text of each of its items, prompt and answer, for leakage checks.
+        """Return task -> the text of each of its items, for leakage checks.
+
+        A text is what the model is given, demonstrations included, and the answer.
 
         Args:
             limit: only so many leading items of a task.
@@ -126,6 +128,7 @@ class TaskSet:
         found: dict[str, list[str]] = {}
         for name, task in self.tasks.items():
             documents = task.test_docs() if task.has_test_docs() else task.validation_docs()
+            task.set_fewshot_seed(seed=_FEWSHOT_SEED)  # as in `run`, which draws the same ones
             found[name] = [
                 _item_text(task, document) for document in itertools.islice(documents or (), limit)
             ]
@@ -174,9 +177,11 @@ class TaskSet:
 
 
 def _item_text(task: Any, document: Any) -> str:
-    """Return an item's prompt and, where that is a text, its answer."""
+    """Return an item's prompt, with its demonstrations, and, where that is a text, its answer."""
+    shots = int(getattr(task.config, "num_fewshot", None) or 0)
     try:
-        prompt, answer = task.doc_to_text(document), task.doc_to_target(document)
+        prompt = task.fewshot_context(document, shots) if shots else task.doc_to_text(document)
+        answer = task.doc_to_target(document)
     except Exception:  # of a task that needs more than the document, such as a rendered prompt
         return ""
     parts = [part for part in (prompt, answer) if isinstance(part, str)]

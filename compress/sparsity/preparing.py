@@ -100,5 +100,9 @@ def _hold_out(job: Job) -> None:
         job.batches, settings.samples, settings.batch_size
     )
     job.data = dataclasses.replace(
-        job.data, windows=kept.windows, tokens=kept.tokens, digest=kept.digest
+        job.data,
+        windows=kept.windows,
+        tokens=kept.tokens,
+        digest=kept.digest,
+        rows=job.data.rows[: kept.windows],
     )

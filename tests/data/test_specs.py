@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from compress.data import DataSpec, load_documents, parse_spec
+from compress.data import DataSpec, load_documents, parse_mix, parse_mixes, parse_spec
 from compress.errors import RequestError
 
 
@@ -45,6 +45,20 @@ def test_separators_in_an_existing_path_belong_to_it(inside):
         (inside / name).write_text("words")
         assert parse_spec(name) == [DataSpec(name, name)]
         assert load_documents(name) == ["words"]
+
+
+def test_separators_of_a_mix_in_an_existing_path_belong_to_it(inside):
+    for name in ("a+b.txt", "x=0.5.txt", "one,two.txt"):
+        (inside / name).write_text("words")
+        for text in (name, f"{name}=1"):
+            (part,) = parse_mix(text).parts
+            assert (part.name, part.share) == (name, 1.0)
+    first, second = parse_mix("a+b.txt=0.25,x=0.5.txt=0.75").parts
+    assert (first.name, first.share) == ("a+b.txt", 0.25)
+    assert (second.name, second.share) == ("x=0.5.txt", 0.75)
+    assert [mix.text for mix in parse_mixes("demo,c4=0.5+pile=0.5")] == ["demo", "c4=0.5+pile=0.5"]
+    with pytest.raises(RequestError, match="only a calibration set has shares"):
+        parse_spec("demo=0.5")
 
 
 def test_a_column_after_a_path_that_holds_separators(inside):

@@ -153,3 +153,45 @@ def test_windows_held_out_for_the_search_may_be_padded(checkpoint, tmp_path, reg
         atp_candidates=2,
     )
     assert done.receipt.as_dict()["calibration"]["windows"] == 4
+
+
+def test_passages_of_a_tasks_items_are_left_out(checkpoint, tmp_path):
+    task = tmp_path / "tasks"
+    task.mkdir()
+    items = [f"item {i} asks what the keeper of the old lighthouse saw at night in storm {i}"
+             for i in range(6)]  # fmt: skip
+    rows = [{"context": item, "choices": ["a ship", "nothing"], "gold": 0} for item in items]
+    (task / "keeper.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (task / "keeper.yaml").write_text(
+        "task: keeper\ndataset_path: json\n"
+        f"dataset_kwargs: {{data_files: {{test: {task / 'keeper.jsonl'}}}}}\n"
+        "test_split: test\noutput_type: multiple_choice\n"
+        'doc_to_text: "{{context}}"\ndoc_to_choice: "{{choices}}"\ndoc_to_target: gold\n'
+        "metric_list: [{metric: acc}]\n"
+    )
+    texts = [
+        f"text {i} is about nothing that anybody would ever want to be asked" for i in range(60)
+    ]
+    texts[5:35:3] = items[:5] * 2
+    (tmp_path / "seen.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    options = {
+        "calib": str(tmp_path / "seen.jsonl"),
+        "tasks": ("keeper",),
+        "task_dirs": (str(task),),
+        "samples": 8,
+        "seqlen": 128,
+    }
+    done = compress.alpha_prune(checkpoint(), tmp_path / "out", **options)
+    leaked = done.receipt.as_dict()["calibration"]["leaked"]
+    assert leaked["keeper"] > 0
+    assert f"left out {leaked['keeper']} windows" in " ".join(done.receipt.as_dict()["notes"])
+    let = compress.alpha_prune(checkpoint(), tmp_path / "let", allow_leakage=True, **options)
+    assert "leaked" not in let.receipt.as_dict()["calibration"]
+
+
+def test_eval_reads_a_registry(checkpoint, registry, capsys):
+    argv = ["eval", str(checkpoint()), "--ppl", "twin@zero-shot", "--registry", str(registry)]
+    capsys.readouterr()
+    assert call([*argv, "--limit", "2", "--eval-seqlen", "64", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["models"][0]["perplexity"]
+    assert found["twin@zero-shot"]["windows"] == 2
