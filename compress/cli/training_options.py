@@ -116,7 +116,8 @@ def _objective(d: Mapping[str, Any]) -> Callable[[F], F]:
 def _optimizer(d: Mapping[str, Any]) -> Callable[[F], F]:
     return opt.options(
         _name("--optimizer", OPTIMIZER,
-              f"spam, stable-spam, adamw, adafactor, lion, …  [default: {d['optimizer']}]"),
+              "spam, stable-spam, adamw, adafactor, lion, galore, apollo, adam-mini, muon, soap, "
+              f"adamw-8bit  [default: {d['optimizer']}]"),
         _number("--weight-decay", float, "W", OPTIMIZER,
                 f"decoupled  [default: {d['weight_decay']:g}]"),
         option("--betas", type=(float, float), metavar="B1 B2", heading=OPTIMIZER, default=None,

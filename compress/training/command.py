@@ -277,10 +277,14 @@ def _describe(job: Job) -> None:
             "plan",
             f"{objective}, {settings.optimizer}, lr {settings.lr:g}, {clip}",
             f"norms {job.placement.norm}" if settings.norm else "",
+            f"{len(job.quantised.modules)} layers in 4 bits" if job.quantised else "",
+            f"spikes put in: {settings.inject_spikes}" if settings.inject_spikes else "",
             f"{settings.run_steps():,} steps of {settings.batch_size} × {settings.length} tokens, "
             f"seed {settings.seed}",
         )
     )
+    for note in job.notes:  # a run may take days: what may go wrong is said first, not last
+        job.say(header_line("note", note))
 
 
 def _describe_text(job: Job, tokens: int, documents: int) -> None:

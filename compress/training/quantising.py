@@ -72,9 +72,16 @@ def quantise_weight(weight: Tensor, scheme: Scheme = DEFAULT) -> Tensor:
     return _by_groups(flat, scheme.group, rounding).view(weight.shape).to(weight.dtype)
 
 
-def quantise_activation(x: Tensor, scheme: Scheme = DEFAULT) -> Tensor:
-    """Round activations [..., features] to 4 bits, group by group of each token."""
-    rounding = _int4_activation if scheme.format == "int4" else _fp4
+def quantise_activation(x: Tensor, scheme: Scheme = DEFAULT, *, random: bool = True) -> Tensor:
+    """Round activations [..., features] to 4 bits, group by group of each token.
+
+    Args:
+        x: any float dtype.
+        scheme: of the model.
+        random: int4 rounds up or down at random, right in the mean; else to the nearest.
+    """
+    int4 = _int4_activation if random else _int4_activation_nearest
+    rounding = int4 if scheme.format == "int4" else _fp4
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     return _by_groups(wide, _ACTIVATION_GROUPS[scheme.format], rounding).to(x.dtype)
 
@@ -105,14 +112,24 @@ def _fp4(groups: Tensor) -> Tensor:
     return torch.where(kept, groups, torch.round(groups / scale) * scale)
 
 
-def _int4_activation(groups: Tensor) -> Tensor:
+def _nearest_activation(x: Tensor, scheme: Scheme) -> Tensor:
+    """As quantise_activation, for what isn't training: looking must not draw numbers."""
+    return quantise_activation(x, scheme, random=False)
+
+
+def _int4_activation_nearest(groups: Tensor) -> Tensor:
+    return _int4_activation(groups, random=False)
+
+
+def _int4_activation(groups: Tensor, random: bool = True) -> Tensor:
     kept = _largest(groups)
     low = groups.masked_fill(kept, torch.inf).amin(-1, keepdim=True)
     high = groups.masked_fill(kept, -torch.inf).amax(-1, keepdim=True)
     low = torch.where(low <= high, low, 0.0)  # of a group of two or fewer nothing is left
     scale = torch.where(high > low, (high - low) / _LEVELS, 1.0)
     steps = ((groups - low) / scale).clamp(0, _LEVELS)
-    steps = torch.floor(steps + torch.rand_like(steps)).clamp(max=_LEVELS)
+    steps = torch.floor(steps + torch.rand_like(steps)) if random else steps.round()
+    steps = steps.clamp(max=_LEVELS)
     return torch.where(kept, groups, low + steps * scale)
 
 
@@ -145,7 +162,8 @@ class QuantisedLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """Return input times the rounded weight."""
         if self.scheme.activations:
-            input = _Straight.apply(input, quantise_activation, self.scheme)
+            rounding = quantise_activation if self.training else _nearest_activation
+            input = _Straight.apply(input, rounding, self.scheme)
         weight = _Straight.apply(self.weight, quantise_weight, self.scheme)
         return functional.linear(input, weight, self.bias)
 
@@ -158,7 +176,8 @@ class QuantisedConv1D(Conv1D):
     def forward(self, x: Tensor) -> Tensor:
         """Return x times the rounded weight."""
         if self.scheme.activations:
-            x = _Straight.apply(x, quantise_activation, self.scheme)
+            rounding = quantise_activation if self.training else _nearest_activation
+            x = _Straight.apply(x, rounding, self.scheme)
         weight = _Straight.apply(self.weight.t(), quantise_weight, self.scheme)
         return functional.linear(x, weight, self.bias)
 

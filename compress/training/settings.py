@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from compress.errors import Fault, RequestError, near_names, refuse
+from compress.errors import near_names, refuse
 from compress.training import injecting, quantising
 from compress.training.optimizers import OPTIMIZERS
 from compress.training.schedule import warmup_steps
@@ -53,7 +53,7 @@ OPTIMIZER_OPTIONS: dict[str, tuple[str, ...]] = {
 }
 """Which optimizer takes which of the options that not every one has."""
 
-_OWN_BETAS, _NO_BETAS, _NO_EPS = ("lion",), ("adafactor",), ("lion",)
+_OWN_BETAS, NO_BETAS, NO_EPS = ("lion",), ("adafactor",), ("lion",)
 
 QUANTISE = ("4", *quantising.FORMATS)
 STORED = ("rounded", "master")
@@ -228,7 +228,7 @@ class TrainSettings:
     @property
     def moments(self) -> tuple[float, float] | None:
         """The betas asked for, or the command's; None where the optimizer has better ones."""
-        if self.betas is None and self.optimizer in (*_OWN_BETAS, *_NO_BETAS):
+        if self.betas is None and self.optimizer in (*_OWN_BETAS, *NO_BETAS):
             return None
         return self.default_betas if self.betas is None else self.betas
 
@@ -287,152 +287,6 @@ class TrainSettings:
         Raises:
             RequestError: one or more settings are wrong.
         """
-        refuse(
-            [
-                *self._name_faults(norms),
-                *self._number_faults(),
-                *self._mask_faults(),
-                *self._company_faults(),
-                *self._gradient_faults(),
-            ]
-        )
+        from compress.training.checking import faults_of  # which knows this class
 
-    def _name_faults(self, norms: tuple[str, ...]) -> Iterator[Fault]:
-        choices = [
-            ("objective", self.objective, OBJECTIVES),
-            ("optimizer", self.optimizer, tuple(OPTIMIZERS)),
-            ("quantise", self.quantise, QUANTISE),
-            ("quantise-save", self.quantise_save, STORED),
-            ("norm", self.norm, norms),
-            ("schedule", self.schedule, SCHEDULES),
-            ("precision", self.precision, PRECISIONS),
-            ("preset", self.preset, tuple(PRESETS)),
-            ("sft-mode", self.sft_mode, SFT_MODES),
-            ("mask-scope", self.mask_scope, MASK_SCOPES),
-            ("p-schedule", self.p_schedule, P_SCHEDULES),
-            ("init", self.init, INITS),
-            ("bias", self.bias, ("restart", "legacy")),
-            ("adaclip", self.adaclip, ("scale", "clamp")),
-            ("beta-decay", self.beta_decay, ("none", "cosine")),
-        ]
-        for option, value, known in choices:
-            if value is not None and value not in known:
-                yield f"`--{option} {value}` isn't known", near_names(value, known) + "."
-        if self.sft is not None and not all(self.columns or ()):
-            yield f"`--sft {self.sft}` isn't PROMPT:ANSWER", "name two columns of the data."
-        if not self.data:
-            yield "no training text", "name it: `--data FILE`."
-
-    def _number_faults(self) -> Iterator[Fault]:
-        whole: tuple[str, ...] = (
-            "steps",
-            "tokens",
-            "batch_size",
-            "micro_batch",
-            "reset_every",
-            "rank",
-            "quantise_group",
-        )
-        whole += ("log_every", "save_every", "eval_every", "keep")
-        for name in whole:
-            yield from self._least(name, 1)
-        for name in ("workers", "reset_warmup", "settle", "min_response", "skip_nonfinite", "seed"):
-            yield from self._least(name, 0)
-        yield from self._least("seqlen", 2)
-        for name in ("lr", "eps", "theta", "embed_std", "spike_threshold"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                yield f"`{_option(name)} {value:g}` isn't a positive number", ""
-        for name in ("weight_decay", "max_grad_norm", "warmup"):
-            value = getattr(self, name)
-            if not 0 <= value < float("inf"):
-                yield f"`{_option(name)} {value:g}` isn't 0 or more", ""
-        for name in ("min_lr", "post_fraction"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                yield f"`{_option(name)} {value:g}` is outside [0, 1]", ""
-        if self.density is not None and not 0 < self.density <= 1:
-            yield f"`--density {self.density:g}` is outside (0, 1]", "1 keeps every moment."
-        shares = [("--betas", beta) for beta in self.betas or ()]
-        shares += [(f"--{n}", getattr(self, n)) for n in ("gamma1", "gamma2", "gamma3")]
-        for option, value in shares:
-            if value is not None and not 0 <= value < 1:
-                yield f"`{option} {value:g}` is outside [0, 1)", ""
-        if self.warmup >= 1 and self.run_steps() and self.warmup > self.run_steps():
-            yield f"`--warmup {self.warmup:g}` is longer than the run of {self.run_steps()}", ""
-        if not self.run_steps():
-            yield "no length of the run", "say `--steps N` or `--tokens N`."
-
-    def _least(self, name: str, least: int) -> Iterator[Fault]:
-        value = getattr(self, name)
-        if value is not None and value < least:
-            yield f"`{_option(name)} {value}` is less than {least}", ""
-
-    def _mask_faults(self) -> Iterator[Fault]:
-        if self.mask_ratio is not None and not 0 <= self.mask_ratio < 1:
-            yield (
-                f"`--mask-ratio {self.mask_ratio:g}` is outside [0, 1)",
-                "the paper's are 0.15, and 0.1 for fine-tuning.",
-            )
-        masking = ("mask_ratio", "mask_token", "p_schedule", "mask_scope", "sft_mode")
-        if self.objective != "meap":
-            for name in (*masking, "min_response"):
-                if getattr(self, name) is not None:
-                    yield (
-                        f"`{_option(name)}` can't act with `--objective {self.objective}`",
-                        "masks belong to `--objective meap`.",
-                    )
-            if self.mask_special:
-                yield "`--mask-special` can't act without `--objective meap`", ""
-        elif self.sft is None:
-            for name in ("mask_scope", "sft_mode", "min_response"):
-                if getattr(self, name) is not None:
-                    yield (
-                        f"`{_option(name)}` can't act without `--sft`",
-                        "it is about prompts and answers.",
-                    )
-
-    def _company_faults(self) -> Iterator[Fault]:
-        if self.steps is not None and self.tokens is not None:
-            yield "`--steps` and `--tokens` both say how long the run is", "leave one out."
-        if self.sft is not None and self.separate_documents:
-            yield "`--separate-documents` can't act with `--sft`, which packs nothing", ""
-        if self.fsdp and self.deepspeed:
-            yield "`--fsdp` and `--deepspeed` are two ways to shard", "leave one out."
-        if self.post_fraction is not None and self.norm != "mix":
-            yield (
-                f"`--post-fraction` can't act with `--norm {self.norm or 'pre'}`",
-                "it belongs to `--norm mix`.",
-            )
-        for name, without in (("betas", _NO_BETAS), ("eps", _NO_EPS)):
-            if getattr(self, name) is not None and self.optimizer in without:
-                yield f"`--{name}` can't act with `--optimizer {self.optimizer}`", "leave it out."
-        taken = OPTIMIZER_OPTIONS.get(self.optimizer, ())
-        for name in sorted({n for names in OPTIMIZER_OPTIONS.values() for n in names} - {*taken}):
-            if getattr(self, name) is not None:
-                whose = [o for o, names in OPTIMIZER_OPTIONS.items() if name in names]
-                yield (
-                    f"`{_option(name)}` can't act with `--optimizer {self.optimizer}`",
-                    f"it belongs to {' and '.join(f'`{o}`' for o in whose)}.",
-                )
-
-    def _gradient_faults(self) -> Iterator[Fault]:
-        if self.quantise is None:
-            for name in ("quantise_group", "quantise_activations", "quantise_save"):
-                if getattr(self, name):
-                    yield f"`{_option(name)}` can't act without `--quantise`", "add `--quantise 4`."
-        if self.spikes is False and self.spike_threshold is not None:
-            yield "`--spike-threshold` can't act with `--no-spikes`", "leave one out."
-        if self.deepspeed and (self.spikes or self.inject_spikes):
-            yield "DeepSpeed keeps gradients to itself: no spikes to see, or to put in", ""
-        if self.fsdp and self.inject_spikes:
-            yield "`--inject-spikes` changes whole gradients: not with `--fsdp`", ""
-        try:
-            if self.inject_spikes is not None:
-                injecting.parse_injection(self.inject_spikes)
-        except RequestError as error:
-            yield error.message, (error.hint or "").rstrip(".") + "." * bool(error.hint)
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
+        refuse(faults_of(self, norms))

@@ -84,6 +84,9 @@ class SpikeMonitor:
         limit = self.theta / (1.0 - self.beta**self.steps) if settled else math.inf
         self.steps += 1
         places = [i for i, n in enumerate(self._names) if _has_gradient(named.get(n))]
+        counts = torch.zeros(len(self._names), device=self._largest.device)
+        if settled:  # on every process, whatever it holds: reports are added up
+            self._recent.append(counts)
         if not places:
             return
         gradients = [local(named[self._names[i]].grad) for i in places]  # type: ignore[arg-type]
@@ -91,11 +94,9 @@ class SpikeMonitor:
         found = self._measure(gradients, means, limit)
         if not settled:
             return
-        counts = torch.zeros(len(self._names), device=found.device)
         where = torch.tensor(places, device=found.device)
-        self._recent.append(counts.index_copy_(0, where, found[:, 0]))
-        old = self._largest.to(found.device)
-        self._largest = old.index_copy_(0, where, torch.maximum(old[where], found[:, 1]))
+        counts.index_copy_(0, where, found[:, 0])
+        self._largest[where] = torch.maximum(self._largest[where], found[:, 1])
 
     def _start(self, named: Mapping[str, Tensor]) -> None:
         loaded = self._means
@@ -111,8 +112,9 @@ class SpikeMonitor:
                 self._means[name] = torch.zeros_like(
                     own, dtype=torch.float32, memory_format=torch.contiguous_format
                 )
-        if len(self._largest) != len(self._names):
-            self._largest = torch.zeros(len(self._names))
+        place = next(iter(self._means.values())).device
+        fits = len(self._largest) == len(self._names)
+        self._largest = self._largest.to(place) if fits else torch.zeros(len(self._names)).to(place)
         self._engine = Engine(self._compile, sum(m.numel() for m in self._means.values()))
 
     def _measure(self, gradients: list[Tensor], means: list[Tensor], limit: float) -> Tensor:

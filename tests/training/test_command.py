@@ -225,6 +225,17 @@ def test_norms_are_placed_and_folded(norm, config, options, tmp_path):
     assert hasattr(loaded.config, "quantization_config") == (norm == "mix")
 
 
+def test_what_may_go_wrong_is_said_at_the_start(config, options, tmp_path):
+    said = []
+    more = {"norm": "mix", "post_fraction": 0.4, "quantise": "4", "inject_spikes": "layer"}
+    train_mixln(config, tmp_path / "out", say=said.append, **{**options, "steps": 1}, **more)
+    head = " ".join(" ".join(said).split())
+    assert "0.4 of 2 layers is less than one: all stay pre-norm" in head
+    assert "14 layers in 4 bits" in head
+    assert "spikes put in: layer" in head
+    assert "less than one" in receipt_of(tmp_path / "out")["notes"][0]
+
+
 def test_a_used_output_is_refused_then_replaced(config, options, tmp_path):
     place = tmp_path / "out"
     place.mkdir()

@@ -445,6 +445,12 @@ def test_warnings(norm, options, words):
     assert all(word in line for word, line in zip(words, said))
 
 
+def test_mix_of_less_than_a_layer_says_that_it_changes_nothing():
+    (said,) = place_norms(build(layers=3), "mix", post_fraction=0.3, fresh=True).warnings
+    assert "0.3 of 3 layers is less than one" in said
+    assert place_norms(build(layers=3), "mix", post_fraction=0.0, fresh=True).warnings == ()
+
+
 def test_warnings_of_depth_and_of_a_scaled_start():
     deep = place_norms(build(layers=25), "post", fresh=True).warnings
     assert len(deep) == 1

@@ -97,6 +97,22 @@ def test_activations_are_right_in_the_mean_and_keep_the_two_largest():
     assert float((found[0] - found[1]).abs().max()) > 0
 
 
+def test_looking_draws_no_numbers():
+    """Outside training activations are rounded to the nearest step."""
+    model = tiny_models.build("llama").eval()
+    quantise_model(model, Scheme(activations=True))
+    before = torch.random.get_rng_state()
+    ids = torch.arange(12)[None]
+    assert torch.equal(model(ids).logits, model(ids).logits)
+    assert torch.equal(before, torch.random.get_rng_state())
+    x = torch.linspace(0.0, 15.0, 64)[None]
+    x[0, -2:] = torch.tensor([99.0, -99.0])
+    found = quantise_activation(x, random=False)
+    step = float(x[0, 61]) / 15
+    assert torch.allclose(found[0, :62], (x[0, :62] / step).round() * step, atol=1e-4)
+    assert torch.equal(found[0, 62:], x[0, 62:])
+
+
 @pytest.mark.parametrize("name", ["int4", "fp4"])
 def test_no_token_sees_another_through_its_scale(name):
     x = torch.randn(1, 4, 80)  # a whole group and a part of one
@@ -113,7 +129,7 @@ def test_no_token_sees_another_through_its_scale(name):
 @pytest.mark.parametrize("scheme", [Scheme(group=32), Scheme("fp4"), Scheme(activations=True)])
 def test_the_gradient_passes_straight_through(arch, scheme):
     """d/dW of <y, c> is c x^T with the x that was used; d/dx is W_rounded^T c."""
-    model = tiny_models.build(arch)
+    model = tiny_models.build(arch).train()
     quantise_model(model, scheme)
     layer = next(m for m in model.modules() if hasattr(m, "scheme"))
     across = not isinstance(layer, QuantisedLinear)

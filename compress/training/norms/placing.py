@@ -92,6 +92,11 @@ def place_norms(
     if set(found.layers) == {"pre"}:
         wanted = _edits(model, anatomy, norm, post_fraction)
         warnings = _warnings(model, anatomy, norm, wanted, fresh)
+        if norm == "mix" and post_fraction > 0 and not wanted:
+            depth = max(len(stack) for stack in anatomy.stacks)
+            warnings.append(
+                f"mix with {post_fraction:g} of {depth} layers is less than one: all stay pre-norm"
+            )
         if norm == "lns" and unfold_scaled_norms(model, wanted):
             warnings = []
         gain = NORMS[norm].gain

@@ -111,7 +111,7 @@ class APOLLO(HealthyOptimizer):
     def _start(self, group: dict[str, Any], p: Tensor, projected: bool) -> dict[str, Any]:
         state = self.state[p]
         state["step"] = torch.zeros((), dtype=torch.float32)
-        like = {"dtype": state_dtype(p), "device": local(p).device}
+        like: dict[str, Any] = {"dtype": state_dtype(p), "device": local(p).device}
         if projected:
             rank = min(group["rank"], *p.shape)
             shape = (rank, max(p.shape))
