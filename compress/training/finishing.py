@@ -117,7 +117,6 @@ def training_entry(job: Job, done: Run) -> dict[str, Any]:
     """The receipt's "training" block."""
     settings = job.settings
     final = done.final_loss()
-    seconds = job.clock.seconds.get("train", 0.0)
     entry: dict[str, Any] = {
         "steps": settings.run_steps(),
         "tokens": done.tokens,
@@ -133,7 +132,7 @@ def training_entry(job: Job, done: Run) -> dict[str, Any]:
         "processes": job.team.size,
         "micro_batch": job.arrangement.micro,
         "accumulation": job.arrangement.accumulation,
-        "tokens_per_s": done.tokens_per_s or (done.tokens / seconds if seconds else None),
+        "tokens_per_s": done.tokens_per_s,
         "spikes": done.spikes,
     }
     injection = settings.injection()

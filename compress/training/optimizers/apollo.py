@@ -87,7 +87,7 @@ class APOLLO(HealthyOptimizer):
         if not interval(group["refresh"], "refresh"):
             raise BadOption("refresh is 0, it must be at least 1")
 
-    def _advance(self, group: dict[str, Any]) -> None:
+    def _advance(self, group: dict[str, Any], waiting: dict[Any, list[Any]]) -> None:
         for place, p in self._with_gradient(group):
             projected = group["rank"] is not None and p.ndim == 2
             if projected and p.numel() != local(p).numel():
