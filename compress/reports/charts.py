@@ -9,12 +9,13 @@ from __future__ import annotations
 import itertools
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 WIDTH = 80
 HEIGHT = 6
 NOTHING = "no values to draw"
+_NUMBERED = 8  # columns of a cell of a heat map with its number
 _MARGIN = 8  # columns of the y axis with its numbers
 
 
@@ -67,6 +68,18 @@ def number(value: float, minus: str = "−") -> str:
         text = f"{mantissa.removesuffix('.0')}e{int(power)}"
     sign = minus if text.startswith("-") else ""
     return sign + text.lstrip("-")
+
+
+def _alike(values: Sequence[float], minus: str) -> Callable[[float], str]:
+    """How to write values of one chart: as many decimals for all, in five characters if possible."""
+    finite = [value for value in values if math.isfinite(value)]
+    size = max(map(abs, finite), default=0.0)
+    span = max(finite) - min(finite) if finite else 0.0
+    if not 0.01 <= size < 9999.5:
+        return lambda value: number(value, minus)
+    wanted = 2 - math.floor(math.log10(span)) if span > 0 else 2
+    decimals = min(max(wanted, 0), max(4 - len(str(int(size))), 0))
+    return lambda value: f"{value:.{decimals}f}".replace("-", minus)
 
 
 def histogram(
@@ -151,7 +164,8 @@ class _Axis:
 
     def __init__(self, low: float, high: float, columns: int, log: bool) -> None:
         self.log = log
-        self.low, self.high = (math.log10(low), math.log10(high)) if log else (low, high)
+        self.low = math.log10(low) if log else float(low)
+        self.high = math.log10(high) if log else float(high)
         self.columns = columns
 
     def column(self, value: float) -> int:
@@ -178,7 +192,15 @@ class _Axis:
             if len(decades) >= 2:
                 return decades
             return [10**self.low, 10 ** ((self.low + self.high) / 2), 10**self.high]
+        if self.low.is_integer() and self.high.is_integer() and self.high > self.low:
+            return [float(v) for v in range(int(self.low), int(self.high) + 1, self._step())]
         return [self.low + (self.high - self.low) * part / 4 for part in range(5)]
+
+    def _step(self) -> int:
+        """Between whole numbers: 1, 2 or 5 times a power of ten, for at most eight of them."""
+        least = (self.high - self.low) / 7
+        power = 10 ** max(math.floor(math.log10(least)), 0)
+        return next((m * power for m in (1, 2, 5) if m * power >= least), 10 * power)
 
 
 def spectrum(
@@ -314,6 +336,7 @@ def _plane(
     """Characters at (column, y), with a y axis from the least to the greatest y."""
     low, high = min(p[1] for p in points), max(p[1] for p in points)
     span = (high - low) or 1.0
+    write = _alike([low, high], marks.minus)
     cells = [[" "] * columns for _ in range(height)]
     for column, y, mark in points:
         row = height - 1 - round((y - low) / span * (height - 1))
@@ -321,9 +344,9 @@ def _plane(
     lines = []
     for row, content in enumerate(cells):
         at = high - span * row / max(height - 1, 1)
-        label = number(at, marks.minus) if row in (0, height // 2, height - 1) else ""
+        label = write(at) if row in (0, height // 2, height - 1) else ""
         if low == high:
-            label = number(low, marks.minus) if row == height - 1 else ""
+            label = write(low) if row == height - 1 else ""
         lines.append(f"{label:>{_MARGIN - 2}} {marks.tick}{''.join(content)}")
     lines.append(" " * (_MARGIN - 1) + marks.corner + marks.axis * columns)
     return lines
@@ -332,49 +355,67 @@ def _plane(
 def heat(
     rows: Sequence[str],
     columns: Sequence[str],
-    values: Sequence[Sequence[float]],
+    values: Sequence[Sequence[float | None]],
     *,
+    ends: tuple[float, float] | None = None,
+    means: bool = True,
     x_label: str = "",
     width: int = WIDTH,
     ascii_only: bool | None = None,
 ) -> str:
     """A table of values as shades: light for small, dark for large; a blank where there is none.
 
-    Each row ends with its mean, and the legend says what a shade means. Where there are more
-    columns than characters, neighbours share one and show their mean.
+    A cell has its number beside its shade where there is room, else the shade alone; where there
+    are more columns than characters, neighbours share one and show their mean. The legend says what
+    a shade means.
 
     Args:
         rows, columns: their names.
-        values: [rows][columns]; not finite means there is none.
+        values: [rows][columns]; None or not finite means there is none.
+        ends: values of the lightest and the darkest shade; None is the least and the greatest.
+        means: whether each row ends with its mean.
     """
-    finite = [v for line in values for v in line if math.isfinite(v)]
+    table = [[math.nan if v is None else v for v in line] for line in values]
+    finite = [v for line in table for v in line if math.isfinite(v)]
     if not finite:
         return NOTHING
     marks = glyphs(ascii_only)
     shades = ASCII_SHADES if marks is ASCII else SHADES
+    low, high = ends or (min(finite), max(finite))
+    write = _alike([*finite, low, high], marks.minus)
     names = min(max(map(len, rows)), width // 3)
-    each, merged = _spread(len(columns), max(width - names - 10, 1))
-    each = min(each, 4)
-    low, high = min(finite), max(finite)
+    each, merged = _spread(len(columns), max(width - names - (10 if means else 2), 1))
+    numbered = each >= _NUMBERED
+    each = _NUMBERED if numbered else min(each, 4)
     lines = []
-    for name, line in zip(rows, values, strict=True):
-        means = [_mean(line[i : i + merged]) for i in range(0, len(line), merged)]
-        cells = "".join(_shade(value, low, high, shades) * each for value in means)
-        lines.append(f"{name[:names]:<{names}}  {cells}  {number(_mean(line), marks.minus):>6}")
+    for name, line in zip(rows, table, strict=True):
+        cells = []
+        for i in range(0, len(line), merged):
+            value = _mean(line[i : i + merged])
+            shade = _shade(value, low, high, shades)
+            text = write(value) if numbered and math.isfinite(value) else ""
+            cells.append(f"{shade * 2}{text}".ljust(each) if numbered else shade * each)
+        mean = f"  {write(_mean(line)) if any(map(math.isfinite, line)) else '':>6}"
+        lines.append(f"{name[:names]:<{names}}  {''.join(cells)}{mean if means else ''}")
     starts = {i * each: columns[i * merged] for i in range(math.ceil(len(columns) / merged))}
-    lines.append(" " * (names + 2) + _labels(starts, each * len(starts)) + "  mean")
-    step = (high - low) / len(shades)
-    bounds = [number(low + step * i, marks.minus) for i in range(len(shades) + 1)]
-    legend = bounds[0]
-    if high > low:
-        legend += "".join(f" {shade * 2} {bound}" for shade, bound in zip(shades, bounds[1:]))
-    else:
-        legend = f"{shades[0] * 2} {legend}"
-    lines.append(" " * (names + 2) + x_label)
-    if merged > 1:
-        lines[-1] += f" ({merged} to a character)"
-    lines.append(legend)
+    named = _labels(starts, each * len(starts)) + ("    mean" if means else "")
+    shared = f" ({merged} to a character)" if merged > 1 else ""
+    lines += [" " * (names + 2) + text for text in (named, x_label + shared) if text.strip()]
+    lines.append(_shade_legend(low, high, shades, write, width))
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _shade_legend(
+    low: float, high: float, shades: str, write: Callable[[float], str], width: int
+) -> str:
+    """What each shade stands for."""
+    if high <= low:
+        return f"{shades[0] * 2} {write(low)}"
+    step = (high - low) / len(shades)
+    bounds = [write(low + step * i) for i in range(len(shades) + 1)]
+    words = [bounds[0], *(w for s, b in zip(shades, bounds[1:]) for w in (s * 2, b))]
+    whole = " ".join(words)
+    return whole if len(whole) <= width else "".join(words)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from compress.reports.pictures import new_figure, save_figure
+from compress.reports.pictures import draw_heat, new_figure, save_figure
 from compress.spectra.grid import by_block_and_role
 from compress.spectra.rows import SpectrumRow
 
@@ -93,14 +93,14 @@ def overview_png(path: Path, title: str, rows: Sequence[SpectrumRow], metric: st
 
     grid = by_block_and_role(rows, metric)
     figure, (top, bottom) = _figure(title, panels=2, high=4 + 0.28 * len(grid.roles))
-    picture = top.imshow(np.array(grid.values), aspect="auto", cmap="viridis")
+    draw_heat(top, grid.values, label=metric)
     top.set_yticks(range(len(grid.roles)), grid.roles)
-    figure.colorbar(picture, ax=top, label=metric)
+    top.set_xlabel("block")
     styles = ("-", "--", ":", "-.")
     for i, (role, values) in enumerate(zip(grid.roles, grid.values, strict=True)):
         bottom.plot(values, marker=".", linewidth=1, linestyle=styles[i // 10 % 4], label=role)
     bottom.plot(grid.means(), color="black", linewidth=2.5, label="mean of the block")
-    bottom.set(xlabel="block", ylabel=metric)
+    bottom.set(xlabel="block", ylabel=metric, xlim=(-0.5, len(grid.blocks) - 0.5))
     bottom.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize="small")
     for axes in (top, bottom):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
