@@ -94,9 +94,7 @@ class DepthInspection:
         top = max(value for row in distances for value in row)
         names = [str(i) for i in range(len(cells))]
         steps = [str(i + 1) for i in range(len(cells))]
-        return charts.heat(
-            names, steps, cells, ends=(0.0, top or 1.0), means=False, x_label="layers on", width=width
-        )
+        return heatmap(cells, names, steps, ends=(0.0, top or 1.0), width=width)
 
     def draw(self, path: str | Path) -> None:
         """Write the four measures as one PNG."""
@@ -114,7 +112,7 @@ class DepthInspection:
         axes[1, 0].bar(x, [layer.loss_increase for layer in layers], yerr=errors)
         axes[1, 0].set(title="loss increase when left out (nats)", xlabel="layer")
         top = float(self.depth.angular.max()) or 1.0
-        draw_heat(axes[1, 1], self.depth.angular.tolist(), ends=(0.0, top))
+        draw_heatmap(axes[1, 1], figure, self.depth.angular.tolist(), (0.0, top))
         axes[1, 1].set(title="angular distance of inputs", xlabel="layer", ylabel="layer")
         save_figure(figure, path)
 

@@ -1,4 +1,4 @@
-"""Charts in plain text, at most 80 columns: histogram, spectrum with its tail, bars, lines, heat.
+"""Charts in plain text, at most 80 columns: histogram, spectrum with its tail, bars, lines.
 
 Pure functions from numbers to a string. Where the output's encoding lacks block characters, ASCII
 stands in. Values that aren't finite are left out and counted in a line below.
@@ -15,7 +15,6 @@ from typing import NamedTuple
 WIDTH = 80
 HEIGHT = 6
 NOTHING = "no values to draw"
-_NUMBERED = 8  # columns of a cell of a heat map with its number
 _MARGIN = 8  # columns of the y axis with its numbers
 
 
@@ -39,7 +38,6 @@ class Glyphs(NamedTuple):
 
 
 BLOCKS = Glyphs(" ▁▂▃▄▅▆▇█", " ▏▎▍▌▋▊▉█", "┤", "┼", "─", "╌", "▲", "•", "−")
-SHADES, ASCII_SHADES = "░▒▓█", ".:x#"
 ASCII = Glyphs(" ....:::#", "     ####", "|", "+", "-", "~", "^", "o", "-")
 
 
@@ -70,8 +68,8 @@ def number(value: float, minus: str = "−") -> str:
     return sign + text.lstrip("-")
 
 
-def _alike(values: Sequence[float], minus: str) -> Callable[[float], str]:
-    """How to write values of one chart: as many decimals for all, in five characters if possible."""
+def alike(values: Sequence[float], minus: str) -> Callable[[float], str]:
+    """How to write the values of one chart: equal decimals for all, five characters if possible."""
     finite = [value for value in values if math.isfinite(value)]
     size = max(map(abs, finite), default=0.0)
     span = max(finite) - min(finite) if finite else 0.0
@@ -336,7 +334,7 @@ def _plane(
     """Characters at (column, y), with a y axis from the least to the greatest y."""
     low, high = min(p[1] for p in points), max(p[1] for p in points)
     span = (high - low) or 1.0
-    write = _alike([low, high], marks.minus)
+    write = alike([low, high], marks.minus)
     cells = [[" "] * columns for _ in range(height)]
     for column, y, mark in points:
         row = height - 1 - round((y - low) / span * (height - 1))
@@ -352,85 +350,7 @@ def _plane(
     return lines
 
 
-def heat(
-    rows: Sequence[str],
-    columns: Sequence[str],
-    values: Sequence[Sequence[float | None]],
-    *,
-    ends: tuple[float, float] | None = None,
-    means: bool = True,
-    x_label: str = "",
-    width: int = WIDTH,
-    ascii_only: bool | None = None,
-) -> str:
-    """A table of values as shades: light for small, dark for large; a blank where there is none.
-
-    A cell has its number beside its shade where there is room, else the shade alone; where there
-    are more columns than characters, neighbours share one and show their mean. The legend says what
-    a shade means.
-
-    Args:
-        rows, columns: their names.
-        values: [rows][columns]; None or not finite means there is none.
-        ends: values of the lightest and the darkest shade; None is the least and the greatest.
-        means: whether each row ends with its mean.
-    """
-    table = [[math.nan if v is None else v for v in line] for line in values]
-    finite = [v for line in table for v in line if math.isfinite(v)]
-    if not finite:
-        return NOTHING
-    marks = glyphs(ascii_only)
-    shades = ASCII_SHADES if marks is ASCII else SHADES
-    low, high = ends or (min(finite), max(finite))
-    write = _alike([*finite, low, high], marks.minus)
-    names = min(max(map(len, rows)), width // 3)
-    each, merged = _spread(len(columns), max(width - names - (10 if means else 2), 1))
-    numbered = each >= _NUMBERED
-    each = _NUMBERED if numbered else min(each, 4)
-    lines = []
-    for name, line in zip(rows, table, strict=True):
-        cells = []
-        for i in range(0, len(line), merged):
-            value = _mean(line[i : i + merged])
-            shade = _shade(value, low, high, shades)
-            text = write(value) if numbered and math.isfinite(value) else ""
-            cells.append(f"{shade * 2}{text}".ljust(each) if numbered else shade * each)
-        mean = f"  {write(_mean(line)) if any(map(math.isfinite, line)) else '':>6}"
-        lines.append(f"{name[:names]:<{names}}  {''.join(cells)}{mean if means else ''}")
-    starts = {i * each: columns[i * merged] for i in range(math.ceil(len(columns) / merged))}
-    named = _labels(starts, each * len(starts)) + ("    mean" if means else "")
-    shared = f" ({merged} to a character)" if merged > 1 else ""
-    lines += [" " * (names + 2) + text for text in (named, x_label + shared) if text.strip()]
-    lines.append(_shade_legend(low, high, shades, write, width))
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def _shade_legend(
-    low: float, high: float, shades: str, write: Callable[[float], str], width: int
-) -> str:
-    """What each shade stands for."""
-    if high <= low:
-        return f"{shades[0] * 2} {write(low)}"
-    step = (high - low) / len(shades)
-    bounds = [write(low + step * i) for i in range(len(shades) + 1)]
-    words = [bounds[0], *(w for s, b in zip(shades, bounds[1:]) for w in (s * 2, b))]
-    whole = " ".join(words)
-    return whole if len(whole) <= width else "".join(words)
-
-
-def _mean(values: Sequence[float]) -> float:
-    finite = [value for value in values if math.isfinite(value)]
-    return sum(finite) / len(finite) if finite else math.nan
-
-
-def _shade(value: float, low: float, high: float, shades: str) -> str:
-    if not math.isfinite(value):
-        return " "
-    share = (value - low) / (high - low) if high > low else 0.0
-    return shades[min(int(share * len(shades)), len(shades) - 1)]
-
-
-def _labels(starts: Mapping[int, str], room: int) -> str:
+def spaced(starts: Mapping[int, str], room: int) -> str:
     """Each text at its place, as far as it doesn't touch the one before or the edge."""
     line = " " * room
     end = 0

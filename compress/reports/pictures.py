@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,10 +9,7 @@ from compress.errors import RunError
 
 if TYPE_CHECKING:
     import numpy as np
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-_WRITTEN = 14  # columns of a heat map from which numbers don't fit its cells
 
 
 def new_figure(
@@ -27,36 +23,6 @@ def new_figure(
     figure = Figure(figsize=size, dpi=dpi, layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False)
-
-
-def draw_heat(
-    axes: Axes,
-    values: Sequence[Sequence[float | None]],
-    *,
-    ends: tuple[float, float] | None = None,
-    label: str = "",
-) -> None:
-    """Draw a table as colours into axes, its scale close beside it; a number in each cell that fits.
-
-    Args:
-        axes: where; their ticks and titles are the caller's.
-        values: [rows][columns]; None or NaN stays empty.
-        ends: values of the darkest and the lightest colour; None is the least and the greatest.
-        label: of the scale.
-    """
-    import numpy as np
-
-    data = np.array([[np.nan if v is None else v for v in line] for line in values], dtype=float)
-    low, high = ends or (None, None)
-    image = axes.imshow(data, vmin=low, vmax=high, cmap="viridis", aspect="auto")
-    # Within the axes' own place: a legend below it would push a scale of the figure's away.
-    axes.figure.colorbar(image, cax=axes.inset_axes((1.02, 0, 0.025, 1)), label=label)
-    if data.shape[1] > _WRITTEN:
-        return
-    for (row, column), value in np.ndenumerate(data):
-        if np.isfinite(value):
-            ink = "black" if image.norm(value) > 0.6 else "white"
-            axes.text(column, row, f"{value:.3g}", ha="center", va="center", color=ink, size=8)
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from compress.reports.pictures import draw_heat, new_figure, save_figure
+from compress.reports.heatmap import draw_heatmap
+from compress.reports.pictures import new_figure, save_figure
 from compress.spectra.grid import by_block_and_role
 from compress.spectra.rows import SpectrumRow
 
@@ -93,7 +94,7 @@ def overview_png(path: Path, title: str, rows: Sequence[SpectrumRow], metric: st
 
     grid = by_block_and_role(rows, metric)
     figure, (top, bottom) = _figure(title, panels=2, high=4 + 0.28 * len(grid.roles))
-    draw_heat(top, grid.values, label=metric)
+    draw_heatmap(top, figure, grid.values, None, metric)
     top.set_yticks(range(len(grid.roles)), grid.roles)
     top.set_xlabel("block")
     styles = ("-", "--", ":", "-.")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from compress.reports import charts
 from compress.reports import formats as fmt
+from compress.reports.heatmap import heatmap
 from compress.spectra.grid import by_block_and_role, short_block
 from compress.spectra.metrics import METRICS, UNDEFINED
 
@@ -99,10 +100,10 @@ def _picture(seen: Inspection, width: int) -> str:
     grid = by_block_and_role(seen.rows, seen.drawn)
     blocks = [short_block(block) for block in grid.blocks]
     title = f"{seen.drawn}: {METRICS[seen.drawn].meaning}"
-    heat = charts.heat(grid.roles, blocks, grid.values, x_label="block", width=width)
-    parts = [fmt.wrap(title, width, ""), heat]
+    heat = heatmap(grid.values, grid.roles, blocks, ends=None, means=True, width=width)
+    parts = [fmt.wrap(f"{title}, by block", width, ""), heat]
     if len(blocks) > 1:
-        means = charts.line(grid.means(), x_label="mean of the block, by block", width=width)
+        means = charts.line(grid.means(), x_label="block; mean of its matrices", width=width)
         parts.append(means)
     return "\n\n".join(parts)
 

@@ -243,6 +243,30 @@ def test_bad_requests(llama, tmp_path):
             inspect_depth(model, **options)
 
 
+# the heat map
+
+
+@pytest.mark.parametrize("columns", [1, 5, 20, 100])
+@pytest.mark.parametrize("width", [40, 80])
+def test_a_heat_map_fits_and_shades_by_value(columns, width):
+    cells = [[i / max(columns - 1, 1) for i in range(columns)], [None] * columns]
+    names = [str(i) for i in range(columns)]
+    lines = heatmap(cells, ["a", "b"], names, width=width, ascii_only=True).splitlines()
+    assert max(map(len, lines)) <= width
+    assert lines[2].split() == ["b"]
+    marks = [" .:*#".index(c) for c in lines[1][2:] if c in ".:*#" and not c.isdigit()]
+    if columns > 10:
+        assert marks == sorted(marks)
+        assert set(marks) == {1, 2, 3, 4}
+
+
+def test_a_heat_map_shows_numbers_where_there_is_room():
+    drawn = heatmap([[0.0, 1.0, float("nan")]], ["x"], ["1", "2", "3"], ascii_only=False)
+    assert "░░0.00" in drawn
+    assert "██1.00" in drawn
+    assert "nan" not in drawn
+
+
 # the door
 
 
