@@ -217,11 +217,6 @@ def _run(
 ) -> PruneResult:
     """Apply the plan in OUT.partial, score, and put the result in place."""
     targets = planning.targets(plan, job.anatomy)
-    if rivals and job.team.size > 1:
-        raise RequestError(
-            f"`--compare-allocations` prunes in one process, not in {job.team.size}",
-            "run without torchrun, or each allocation by itself",
-        )
     with Workspace.open(
         output,
         overwrite=overwrite,

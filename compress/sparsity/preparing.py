@@ -48,6 +48,11 @@ def open_job(
     source: Source, settings: AlphaPruneSettings, progress: Progress, clock: Clock, team: Team
 ) -> Job:
     """Check all that can be checked without calibration text, every weight included."""
+    if settings.compare_allocations and team.size > 1:
+        raise RequestError(
+            f"`--compare-allocations` prunes in one process, not in {team.size}",
+            "run without torchrun, or each allocation by itself",
+        )
     device = team.device(resolve_device(settings.device))
     resolve_dtype(settings.dtype)
     request = check_request(

@@ -14,7 +14,7 @@ from typing import Any
 
 from compress.checkpoints.plan import Plan
 from compress.evaluation.measures import Measures, compare
-from compress.numerics.significance import holm
+from compress.numerics.significance import LEVEL, holm
 from compress.sparsity import planning
 from compress.sparsity.allocators.ground import Ground
 from compress.sparsity.allocators.maps import steepest
@@ -75,6 +75,6 @@ def compared(
             entries = [parts[kind][key] for parts in found.values() if key in parts.get(kind, {})]
             tested = [entry for entry in entries if "p" in entry]
             for entry, p in zip(tested, holm([entry["p"] for entry in tested])):
-                entry["p_holm"] = p
+                entry |= {"p_holm": p, "distinguishable": p < LEVEL}
     scores = {n: m.as_receipt() for n, m in {name: own, **rivals}.items()}
     return {"scores": scores, "comparison": found}

@@ -61,7 +61,9 @@ def test_each_rival_scores_as_in_a_run_of_its_own(
         assert kept[name]["perplexity"][spec] == score.losses.tolist()
         expected = compare_windows(score, done.after.perplexity[spec]).as_receipt()
         entry = dict(found["comparison"][name]["perplexity"][spec])
-        assert expected["p"] <= entry.pop("p_holm") <= 1
+        assert expected["p"] <= entry["p_holm"] <= 1
+        assert entry.pop("distinguishable") == (entry.pop("p_holm") < 0.05)
+        del expected["distinguishable"]
         assert entry == expected
     assert found["search"]["searched"]
     assert not found["line"]["searched"]
