@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from compress.checkpoints.plan import Plan, read_plan
 from compress.checkpoints.save import load, save
 from compress.checkpoints.source import open_source
-from compress.checkpoints.workspace import Workspace, check_output
+from compress.checkpoints.workspace import Workspace, check_output, partial_path
 from compress.errors import RequestError, near_names
 from compress.evaluation.asked import measured_once
 from compress.evaluation.measures import Measures
@@ -26,6 +26,7 @@ from compress.sparsity.allocation_checks import ROW_METHODS
 from compress.sparsity.apply import prune
 from compress.sparsity.finishing import PLAN_FILE, allocation_told, complete, score
 from compress.sparsity.patterns import mixed_note
+from compress.sparsity.planned import Planned, kept
 from compress.sparsity.preparing import Job, Say, load_data, open_job
 from compress.sparsity.result import PruneResult
 from compress.sparsity.rivals import rival_plans
@@ -103,16 +104,18 @@ def alpha_prune(
         with clock("measure"):
             given = _given_plan(job, plan)
             load_data(job, batches, say)
-            found = (given, {}) if given else _make_plans(job)
-            made, rivals = team.from_first(lambda: found)
+            found = Planned(given) if given else _planned(job, wanted if resume else None)
+            planned = team.from_first(lambda: found)
+            job.notes.extend(planned.notes)
+        made = planned.plan
         say(_describe_plan(made, job.settings, given=plan is not None))
         if plan_out is not None and team.first:
             made.write(Path(plan_out))
         if wanted is None:
             for note in job.notes:  # there is no receipt to hold them
                 say(header_line("note", note, ""))
-            return PruneResult(made, beside=allocation_told(job, made, rivals))
-        done = _run(job, made, rivals, wanted, resume, overwrite, before)
+            return PruneResult(made, beside=allocation_told(job, made, planned.rivals))
+        done = _run(job, planned, wanted, resume, overwrite, before)
         if output is None:
             pruned = load(wanted)
             team.wait()  # rank 0 is about to remove the place
@@ -185,7 +188,16 @@ def _given_plan(job: Job, plan: str | Path | Plan | None) -> Plan | None:
     return plan
 
 
-def _make_plans(job: Job) -> tuple[Plan, dict[str, Plan]]:
+def _planned(job: Job, resumed: Path | None) -> Planned:
+    """What an interrupted run into `resumed` had planned, or a plan made now."""
+    if resumed is not None:
+        found = job.team.from_first(lambda: kept(partial_path(resumed), _basis(job)))
+        if found is not None:
+            return found
+    return _make_plans(job)
+
+
+def _make_plans(job: Job) -> Planned:
     """The plan, and those of the allocations that it is compared with."""
     digest = job.team.from_first(job.source.digest)
     ground = planning.ground_of(
@@ -200,22 +212,22 @@ def _make_plans(job: Job) -> tuple[Plan, dict[str, Plan]]:
         team=job.team,
     )
     measured = planning.measure(ground)
-    job.notes.extend(measured.warnings)
     made = planning.make_plan(ground, measured, digest)
-    job.notes.extend(filter(None, [mixed_note(made)]))
-    return made, rival_plans(ground, digest) if job.settings.compare_allocations else {}
+    notes = (*measured.warnings, *filter(None, [mixed_note(made)]))
+    rivals = rival_plans(ground, digest) if job.settings.compare_allocations else {}
+    return Planned(made, rivals, notes)
 
 
 def _run(
     job: Job,
-    plan: Plan,
-    rivals: Mapping[str, Plan],
+    planned: Planned,
     output: Path,
     resume: bool,
     overwrite: bool,
     before: Measures | None,
 ) -> PruneResult:
     """Apply the plan in OUT.partial, score, and put the result in place."""
+    plan, rivals = planned.plan, planned.rivals
     targets = planning.targets(plan, job.anatomy)
     with Workspace.open(
         output,
@@ -227,9 +239,11 @@ def _run(
     ) as workspace:
         if workspace.committed:
             return job.team.from_first(lambda: _committed(plan, output, workspace))
+        if job.team.first:
+            planned.keep(workspace.path, _basis(job))
         if before is None and job.team.first:
-            kept = workspace.path / "before.json"
-            before = measured_once(kept, lambda: score(job, job.source))
+            scores = workspace.path / "before.json"
+            before = measured_once(scores, lambda: score(job, job.source))
         with job.clock("apply"):
             walked = prune(
                 job.source,
@@ -264,11 +278,14 @@ def _committed(plan: Plan, output: Path, workspace: Workspace) -> PruneResult:
 def _fingerprint(job: Job, plan: Plan, rivals: Mapping[str, Plan]) -> dict[str, Any]:
     """What a resumed run must share with the interrupted one."""
     others = {"rivals": {name: other.digest() for name, other in rivals.items()}} if rivals else {}
+    return {**others, **_basis(job), "plan": plan.digest()}
+
+
+def _basis(job: Job) -> dict[str, Any]:
+    """All that a plan is made from."""
     return {
-        **others,
         "command": planning.COMMAND,
         "model": job.source.digest(),
-        "plan": plan.digest(),
         "data": job.data.digest if job.data else None,
         "options": job.settings.as_dict(),
     }

@@ -137,6 +137,46 @@ def test_a_resume_with_other_options_is_refused_and_names_them(checkpoint, prune
     assert journal["fingerprint"]["options"]["damp"] == 0.01
 
 
+@pytest.mark.parametrize("allocation", ["alpha", "atp", "dlp"])
+def test_a_resumed_run_neither_measures_nor_searches_again(allocation, checkpoint, prune, tmp_path):
+    given = {"allocation": allocation, "pattern": "mixed:8"}
+    seen = []
+
+    def stop(task, done, total, note=""):
+        seen.append(task)
+        if task == "prune" and done == 2:
+            raise KeyboardInterrupt
+
+    alone = prune(checkpoint(), tmp_path / "alone", **given)
+    with pytest.raises(KeyboardInterrupt):
+        prune(checkpoint(), tmp_path / "out", progress=stop, **given)
+    measured = {*seen} & {"spectra", "atp 1/2", "scores"}
+    assert measured
+    seen.clear()
+    done = prune(
+        checkpoint(), tmp_path / "out", resume=True, progress=lambda t, *_: seen.append(t), **given
+    )
+    assert not {*seen} & measured
+    assert files(tmp_path / "out") == files(tmp_path / "alone")
+    assert done.receipt.notes == alone.receipt.notes  # what planning had to say is told again
+    assert done.plan == alone.plan
+
+
+def test_a_plan_that_was_kept_for_other_options_is_not_used(checkpoint, prune, tmp_path):
+    def stop(task, done, total, note=""):
+        if task == "prune" and done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prune(checkpoint(), tmp_path / "out", progress=stop)
+    with pytest.raises(RequestError, match=r"sparsity.*was 0\.6.*is 0\.7"):
+        prune(checkpoint(), tmp_path / "out", resume=True, sparsity=0.7)
+    (tmp_path / "out.partial" / "planned.json").write_text('{"basis": ')  # a damaged file costs
+    prune(checkpoint(), tmp_path / "out", resume=True)  # nothing but time
+    prune(checkpoint(), tmp_path / "alone")
+    assert files(tmp_path / "out") == files(tmp_path / "alone")
+
+
 def test_nothing_to_resume_is_an_error(checkpoint, prune, tmp_path):
     with pytest.raises(RequestError, match="nothing to resume"):
         prune(checkpoint(), tmp_path / "out", resume=True)
