@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from compress.errors import RequestError
+from compress.errors import Fault, RequestError, refuse
 from compress.experts.layers import ExpertLayer
 from compress.experts.searching import METRICS
 from compress.experts.selection import SCORES
@@ -120,20 +120,17 @@ class CondenseSettings:
         Raises:
             RequestError: all faults in one.
         """
-        faults = [
-            *self._paper_faults(),
-            *self._name_faults(),
-            *self._number_faults(),
-            *self._mode_faults(),
-        ]
-        if faults:
-            raise RequestError(
-                "; ".join(fault for fault, _ in faults),
-                " ".join(hint for _, hint in faults if hint) or None,
-            )
+        refuse(
+            [
+                *self._paper_faults(),
+                *self._name_faults(),
+                *self._number_faults(),
+                *self._mode_faults(),
+            ]
+        )
         return replace(self, **_PAPER) if self.paper else self  # type: ignore[arg-type]
 
-    def _paper_faults(self) -> list[tuple[str, str]]:
+    def _paper_faults(self) -> list[Fault]:
         default = {f.name: f.default for f in fields(self)}
         set_apart = [
             name
@@ -149,7 +146,7 @@ class CondenseSettings:
             for name in set_apart
         ]
 
-    def _mode_faults(self) -> list[tuple[str, str]]:
+    def _mode_faults(self) -> list[Fault]:
         """What can't act where layers stay sparse."""
         if self.mode == "dense":
             return []
@@ -165,7 +162,7 @@ class CondenseSettings:
             if getattr(self, name) != default[name]
         ]
 
-    def _name_faults(self) -> list[tuple[str, str]]:
+    def _name_faults(self) -> list[Fault]:
         choices: list[tuple[str, str, Sequence[str]]] = [
             ("mode", self.mode, MODES),
             ("score", self.rule, ALL_SCORES if self.mode == "dense" else tuple(SCORES)),
@@ -191,7 +188,7 @@ class CondenseSettings:
             faults.append((f"`--layers {self.layers}` isn't N, prefix:N, all or i:1,4,7", ""))
         return faults
 
-    def _number_faults(self) -> list[tuple[str, str]]:
+    def _number_faults(self) -> list[Fault]:
         faults = []
         if self.experts is not None and self.experts < 0:
             faults.append((f"`--experts {self.experts}` is below 0", "0 keeps the shared MLP."))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from compress.errors import RequestError, near_names
+from compress.errors import Fault, RequestError, near_names, refuse
 from compress.sparsity.patterns import parse_pattern
 from compress.sparsity.settings import ALLOCATIONS, METHODS, AlphaPruneSettings
 from compress.spectra.metrics import METRICS
@@ -168,16 +168,11 @@ class StudySettings:
         Raises:
             RequestError: one or more settings are wrong.
         """
-        faults = [*self._name_faults(), *self._number_faults(), *self._other_faults()]
-        if faults:
-            raise RequestError(
-                "; ".join(fault for fault, _ in faults),
-                " ".join(hint for _, hint in faults if hint) or None,
-            )
+        refuse([*self._name_faults(), *self._number_faults(), *self._other_faults()])
         for setting in self.settings:
             self.pruning(setting).check(tuple(METRICS))
 
-    def _name_faults(self) -> list[tuple[str, str]]:
+    def _name_faults(self) -> list[Fault]:
         named = [
             *(("method", name, METHODS) for name in self.methods),
             *(("allocation", name, ALLOCATIONS) for name in self.allocations),
@@ -205,7 +200,7 @@ class StudySettings:
                 faults.append((f"`{option}` names `{twice[0]}` twice", ""))
         return faults
 
-    def _number_faults(self) -> list[tuple[str, str]]:
+    def _number_faults(self) -> list[Fault]:
         faults = []
         counts = [
             *(("seeds", self.seeds), ("samples", self.samples), ("seqlen", self.seqlen)),
@@ -227,7 +222,7 @@ class StudySettings:
             faults.append((f"`--shard {i}/{n}` isn't i of n with 1 <= i <= n", "1/4 to 4/4"))
         return faults
 
-    def _other_faults(self) -> list[tuple[str, str]]:
+    def _other_faults(self) -> list[Fault]:
         faults = []
         if not self.calib:
             faults.append(("no calibration data to compare", "`--calib demo,FILE.jsonl`"))
