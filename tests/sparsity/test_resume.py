@@ -12,7 +12,7 @@ import torch
 import compress
 from compress.checkpoints import workspace
 from compress.errors import RequestError
-from compress.sparsity import command
+from compress.sparsity import finishing
 
 
 def die(*args, **kwargs):
@@ -40,7 +40,7 @@ def run(call, kill):
                 die()
 
         if kill == "score":
-            command._receipt = die
+            finishing._receipt = die
         elif kill == "commit":
             rename = os.rename
             os.rename = lambda a, b: die() if str(b).endswith("out") else rename(a, b)
