@@ -118,6 +118,8 @@ def test_without_data_and_with_an_own_line(checkpoint, prune, other_text, tmp_pa
         {"rows": "trim"},
         {"pattern": "mixed:8", "allocation": "er", "granularity": "block"},
         {"propagate": "dense", "allocation": "uniform"},
+        {"method": "sparsegpt", "damp": 0.5, "block_size": 16, "allocation": "uniform"},
+        {"refit": "exact", "allocation": "uniform"},
     ],
 )
 def test_with_other_options(given, checkpoint, prune, other_text, tmp_path):
