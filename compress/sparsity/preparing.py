@@ -15,6 +15,7 @@ from compress.checkpoints.loader import skeleton
 from compress.checkpoints.placement import resolve_device, resolve_dtype
 from compress.checkpoints.source import Source
 from compress.data.batching import CalibrationReport, split_batches
+from compress.errors import RequestError
 from compress.evaluation.measures import Request, check_request
 from compress.numerics.ranks import Team
 from compress.progress import Progress
