@@ -39,6 +39,7 @@ class Arm:
         door: which train function.
         shape, family, corpus: of the model and its text, in `corpus`.
         seeds: to run.
+        base: the arm whose checkpoints it goes on from; `options["stage"]` says how.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Arm:
     family: str = "llama"
     corpus: str = "openwebtext"
     seeds: tuple[int, ...] = SEEDS
+    base: str | None = None
 
 
 def _norm(kind: str) -> dict[str, Any]:
@@ -137,6 +139,15 @@ def _census() -> list[Arm]:
     ]
 
 
+def _followups() -> list[Arm]:
+    """Fine-tuning, preference tuning and pruning of the norm arms' checkpoints."""
+    return [
+        Arm(f"{stage}/{kind}", {"stage": stage}, base=f"deep12/{kind}")
+        for stage in ("fine-tune", "prefer", "prune")
+        for kind in NORMS
+    ]
+
+
 ARMS: list[Arm] = [
     *_clean(),
     *_spikes("noise"),
@@ -145,6 +156,7 @@ ARMS: list[Arm] = [
     *_masked(),
     *_memory(),
     *_census(),
+    *_followups(),
     *_spikes("layer"),
 ]
 

@@ -1,8 +1,8 @@
 """Text, tokenizer and configs of the small training runs, made once in a directory.
 
-Text is OpenWebText and WikiText (`data/` of the folder that COMPRESS_ASSETS names); the last tenth
-of each is held out and only scored. The tokenizer is a byte-level BPE of the OpenWebText that is
-trained on.
+Text is OpenWebText and WikiText, and GSM8K for fine-tuning (`data/` of the folder that
+COMPRESS_ASSETS names); the last tenth of each is held out and only scored (of GSM8K, its test set).
+The tokenizer is a byte-level BPE of the OpenWebText that is trained on.
 """
 
 from __future__ import annotations
@@ -33,11 +33,14 @@ SHAPES = {
 }
 
 
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def _documents(name: str) -> list[str]:
     folder = Path(os.environ["COMPRESS_ASSETS"]) / "data"
     if name == "openwebtext":
-        with open(folder / "openwebtext_docs.jsonl", encoding="utf-8") as lines:
-            return [json.loads(line)["text"] for line in lines]
+        return [row["text"] for row in _rows(folder / "openwebtext_docs.jsonl")]
     text = (folder / "wiki.test.raw").read_text(encoding="utf-8")
     articles: list[list[str]] = [[]]
     for line in text.splitlines(keepends=True):
@@ -106,14 +109,17 @@ def prepare(place: Path) -> None:
     Two processes may do it at the same time: each file appears whole.
     """
     place.mkdir(parents=True, exist_ok=True)
-    if (place / "ready").exists():
+    if (place / "ready-2").exists():
         return
     for name in ("openwebtext", "wikitext"):
         seen, held = split(name)
         _write(place / f"{name}.jsonl", [{"text": text} for text in seen])
         _write(place / f"{name}.held.jsonl", [{"text": text} for text in held])
+    folder = Path(os.environ["COMPRESS_ASSETS"]) / "data"
+    for name, file in (("gsm8k", "gsm8k_train_2000"), ("gsm8k.held", "gsm8k_test")):
+        _write(place / f"{name}.jsonl", _rows(folder / f"{file}.jsonl"))
     make_tokenizer(split("openwebtext")[0]).save_pretrained(place / "tokenizer")
     for size, shape in SHAPES.items():
         for family in ("llama", "gpt2", "gpt_neox"):
             config(shape, family).save_pretrained(place / f"{family}-{size}")
-    (place / "ready").touch()
+    (place / "ready-2").touch()

@@ -68,6 +68,10 @@ def pending(only: tuple[str, ...], done: dict[str, dict[str, Any]]) -> Iterator[
     for arm in ARMS:
         if only and not arm.name.startswith(only):
             continue
+        if arm.base is not None:
+            found = (Run(arm, seed, 0.0) for seed in arm.seeds)
+            yield from (run for run in found if run.key not in done and _can_start(run, done))
+            continue
         assert arm.sweep is not None
         losses = sweep_losses(arm.sweep, done)
         rates = next_rates(arm.sweep, losses)
@@ -82,11 +86,39 @@ def pending(only: tuple[str, ...], done: dict[str, dict[str, Any]]) -> Iterator[
                 yield run
 
 
+def _can_start(run: Run, done: dict[str, dict[str, Any]]) -> bool:
+    base = done.get(f"{run.arm.base} seed={run.seed}")
+    return base is not None and "failed" not in base
+
+
 # One run
+
+
+def follow(run: Run, place: Path) -> dict[str, Any]:
+    """Go on from another run's checkpoint."""
+    import torch
+    from followups import STAGES
+
+    torch.set_num_threads(1)
+    began, cpu = time.time(), time.process_time()
+    base = directory(place, f"{run.arm.base} seed={run.seed}")
+    stage = run.arm.options["stage"]
+    found = STAGES[stage](base, directory(place, run.key), run.seed, place / "text")
+    line = {"run": run.key, "arm": run.arm.name, "seed": run.seed, "base": run.arm.base, **found}
+    line["wall_seconds"] = round(time.time() - began, 1)
+    line["cpu_seconds"] = round(time.process_time() - cpu, 1)
+    return {**line, "finished": round(time.time())}
+
+
+def directory(place: Path, key: str) -> Path:
+    """Where a run's checkpoint lies."""
+    return place / "runs" / key.replace("/", "-").replace(" ", "_")
 
 
 def perform(run: Run, place: Path) -> dict[str, Any]:
     """Train, score and describe one run; in a process of its own."""
+    if run.arm.base is not None:
+        return follow(run, place)
     import torch
 
     import compress
@@ -97,7 +129,7 @@ def perform(run: Run, place: Path) -> dict[str, Any]:
     torch.set_num_threads(1)
     arm, text = run.arm, place / "text"
     held = str(text / f"{arm.corpus}.held.jsonl")
-    output = place / "runs" / run.key.replace("/", "-").replace(" ", "_")
+    output = directory(place, run.key)
     output.parent.mkdir(exist_ok=True)
     began, cpu = time.time(), time.process_time()
     options: dict[str, Any] = {
