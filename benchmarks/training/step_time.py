@@ -84,8 +84,23 @@ def _logging(model: nn.Module) -> torch.optim.Optimizer:
     return optimizer
 
 
+class Reading:
+    """No optimizer: sums the gradients, so that it does nothing but read them once."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.parameters = list(model.parameters())
+        self.state: dict[Any, Any] = {}
+
+    def step(self) -> None:
+        """Read."""
+        for p in self.parameters:
+            assert p.grad is not None
+            p.grad.sum()
+
+
 ARMS: dict[str, Maker] = {
     BASE: _torch(fused=True),
+    "(the gradients read once)": Reading,  # type: ignore[dict-item]
     "torch AdamW, foreach": _torch(foreach=True),
     "torch AdamW, a loop": _torch(foreach=False),
     "SPAM, compiled": lambda m: SPAM(_hidden(m), 1e-4, compile=True),

@@ -436,7 +436,7 @@ def test_the_fused_route_leaves_a_tensor_that_is_not_finite():
 
 @pytest.mark.parametrize("density", [1.0, 0.25])
 def test_the_compiled_route_agrees_and_is_compiled_once(density, monkeypatch):
-    monkeypatch.setattr(kernels, "BUNDLE", 2)
+    monkeypatch.setattr(kernels, "BUNDLES", (2, 1))
     # Without weights of one kind alone: with 0.25 the matrix and the vector have a graph each.
     with torch._dynamo.config.patch(error_on_recompile=True):
         compiled, optimizer = path_of("compiled", monkeypatch, density=density)

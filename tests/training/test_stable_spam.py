@@ -226,7 +226,7 @@ def test_resumed_in_a_cycle_it_goes_on_to_the_last_bit(dtype, bias):
 
 
 def test_the_compiled_route_agrees_and_is_compiled_once(monkeypatch):
-    monkeypatch.setattr(kernels, "BUNDLE", 2)
+    monkeypatch.setattr(kernels, "BUNDLES", (2, 1))
 
     def path(compiling):
         ps = [weight(3 + i, 4096, seed=i, dtype=torch.float32) for i in range(3)]

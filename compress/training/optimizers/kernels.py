@@ -1,8 +1,9 @@
 """The passes over memory: one kernel that clips, updates moments and weights at once.
 
-A call handles up to BUNDLE tensors. Compiled once on dummies of different sizes, so that every
-size is a variable of the graph: later calls, whatever the tensors' sizes, learning rate or step,
-run that same graph. All scalars of a step reach the kernel in one small tensor per weight tensor.
+A call handles some tensors of one size, which is a variable of the graph: a few graphs, for 16, 4
+and 1 tensors, serve every model, learning rate and step. One size, since a graph fetches each of
+its variables through Python: with 16 of them that cost more than anything else of a call. All
+scalars of a step reach the kernel in one small tensor per weight tensor.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BUNDLE = 16
-"""Tensors in one compiled graph: a call costs as much as one, compiling a few times as much."""
+BUNDLES = (16, 4, 1)
+"""Tensors in one call, the most that there are of a size first; each has a graph of its own."""
 COMPILE_FROM = 10_000_000
 """Parameters from which `compile="auto"` compiles: below, the half minute isn't won back."""
 
@@ -146,27 +147,31 @@ class Engine:
     def __init__(self, compiling: bool | str, parameters: int) -> None:
         self._wanted = compiling is True or (compiling == "auto" and parameters >= COMPILE_FROM)
         self._compiled: dict[Any, Kernel | None] = {}
-        self._fill: dict[Any, list[Tensor]] = {}
         self.fault: str | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_compiled": {}, "_fill": {}}  # graphs can't be copied or pickled
+        return {**self.__dict__, "_compiled": {}}  # graphs can't be copied or pickled
 
     def compiled(self, kernel: Kernel, lists: Sequence[Sequence[Tensor]]) -> Kernel | None:
-        """The graph of a kernel for tensors like the first of each list; None: there is none."""
+        """The graph of the first call that `run` would make; None: there is none."""
+        return self._graph(kernel, lists, _bundles(lists)[0])
+
+    def _graph(
+        self, kernel: Kernel, lists: Sequence[Sequence[Tensor]], places: list[int]
+    ) -> Kernel | None:
         if not self._wanted or self.fault is not None:
             return None
         first = [tensors[0] for tensors in lists]
-        key = (kernel, first[0].device, *((t.dtype, *_form(t)) for t in first))
+        key = (kernel, len(places), first[0].device, *((t.dtype, *_form(t)) for t in first))
         if key not in self._compiled:
-            self._compiled[key] = self._compile(kernel, first)
+            self._compiled[key] = self._compile(kernel, first, len(places))
         return self._compiled[key]
 
-    def _compile(self, kernel: Kernel, first: Sequence[Tensor]) -> Kernel | None:
+    def _compile(self, kernel: Kernel, first: Sequence[Tensor], count: int) -> Kernel | None:
         graph = torch.compile(_bundle(kernel), fullgraph=True, dynamic=True)
         try:
             rows = _ROWS.get(kernel, {})
-            graph([_dummies(t, rows.get(place, 4096)) for place, t in enumerate(first)])
+            graph([_dummies(t, rows.get(place, 4096), count) for place, t in enumerate(first)])
         except Exception as fault:  # whatever a missing or broken compiler raises; on dummies only
             self.fault = f"{type(fault).__name__}: {str(fault).strip().splitlines()[0]}"
             warnings.warn(
@@ -177,33 +182,36 @@ class Engine:
         return graph
 
     def run(self, kernel: Kernel, lists: Sequence[Sequence[Tensor]]) -> None:
-        """Call kernel(*tensors) for the first of each list, then the second, and so on.
+        """Call kernel(*tensors) for the first of each list, the second, and so on, in any order.
 
         Args:
             kernel: writes into its arguments and returns nothing.
             lists: equally long; contiguous tensors, alike within a list in dtype, device and all
                 dimensions but the first.
         """
-        graph = self.compiled(kernel, lists)
-        if graph is None:
-            for tensors in zip(*lists):
+        for places in _bundles(lists):
+            graph = self._graph(kernel, lists, places)
+            parts = [[tensors[place] for place in places] for tensors in lists]
+            if graph is not None:
+                graph(parts)
+                continue
+            for tensors in zip(*parts):
                 kernel(*tensors)
-            return
-        count = len(lists[0])
-        for start in range(0, count, BUNDLE):
-            parts = [list(tensors[start : start + BUNDLE]) for tensors in lists]
-            missing = BUNDLE - len(parts[0])
-            if missing:
-                for place, part in enumerate(parts):
-                    part.extend(self._stand_ins(kernel, place, part[0])[:missing])
-            graph(parts)
 
-    def _stand_ins(self, kernel: Kernel, place: int, like: Tensor) -> list[Tensor]:
-        """What fills a bundle up, the same for each call."""
-        key = (kernel, place, like.dtype, like.device, *_form(like), like.shape == (SCALARS,))
-        if key not in self._fill:
-            self._fill[key] = _dummies(like, None)
-        return self._fill[key]
+
+def _bundles(lists: Sequence[Sequence[Tensor]]) -> list[list[int]]:
+    """Which places go together in a call: those of one size, by BUNDLES."""
+    alike: dict[Any, list[int]] = {}
+    sizes = [[t.shape[0] for t in tensors] for tensors in lists]
+    for place, key in enumerate(zip(*sizes)):
+        alike.setdefault(key, []).append(place)
+    found = []
+    for places in alike.values():
+        for size in BUNDLES:
+            while len(places) >= size:
+                found.append(places[:size])
+                places = places[size:]
+    return found
 
 
 def _form(tensor: Tensor) -> tuple[int, ...]:
@@ -227,13 +235,7 @@ _ROWS: dict[Kernel, dict[int, int]] = {
 }
 
 
-def _dummies(like: Tensor, rows: int | None) -> list[Tensor]:
-    """BUNDLE harmless stand-ins, of different sizes from `rows` on: none is taken for fixed.
-
-    Without `rows` all are small, to fill a bundle up.
-    """
-    if like.shape == (SCALARS,):
-        return [torch.zeros_like(like) for _ in range(BUNDLE)]
-    sizes = [8 if rows is None else rows + 64 * i for i in range(BUNDLE)]
-    shapes = [(size, *like.shape[1:]) for size in sizes]
-    return [torch.zeros(shape, dtype=like.dtype, device=like.device) for shape in shapes]
+def _dummies(like: Tensor, rows: int, count: int) -> list[Tensor]:
+    """Stand-ins of one size, on which a graph is made."""
+    shape = like.shape if like.shape == (SCALARS,) else (rows, *like.shape[1:])
+    return [torch.zeros(shape, dtype=like.dtype, device=like.device) for _ in range(count)]
