@@ -5,8 +5,8 @@
 MODEL: tiny-llama (shipped), stories260k (of COMPRESS_ASSETS) or small (--small: the output of
 benchmarks/real_text/train_llama.py). Six corpora in three formats each (raw, zero-shot, icl) beside
 a reference: text like the model's own training text. Every set has 8 x 256 real tokens. Scored by
-the loss on held-out texts. The study goes on where it stopped; its report goes to
-benchmarks/calib/MODEL.
+the loss on held-out texts. A killed study goes on where it stopped, and one that a budget ended is
+completed by the next call; its report goes to benchmarks/calib/MODEL.
 
 stories260k has no text of its own here: reference and score are stories that it wrote itself
 (temperature 1, of different seeds).
@@ -108,6 +108,8 @@ def main() -> None:
     parser.add_argument("--small", type=Path, help="a model of real_text/train_llama.py")
     parser.add_argument("--work", type=Path, default=Path("calib-study-work"))
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--budget", type=float, help="seconds; what is done then is reported")
+    parser.add_argument("--no-predictors", action="store_true")
     options = parser.parse_args()
     assets = os.environ.get("COMPRESS_ASSETS")
     if not assets:
@@ -141,6 +143,9 @@ def main() -> None:
             eval_seqlen=256,
             eval_batch_size=12,
             registry="registry.yaml",
+            budget=options.budget,
+            predictors=not options.no_predictors,
+            reuse=("study",) if (work / "study").exists() else (),
             resume=(work / "study.partial").exists(),
             overwrite=True,
             progress=lambda task, done, total, note="": print(
