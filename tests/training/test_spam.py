@@ -447,6 +447,15 @@ def test_the_compiled_route_agrees_and_is_compiled_once(density, monkeypatch):
         assert torch.allclose(a, b, rtol=0, atol=2e-6)
 
 
+def test_a_call_holds_tensors_of_one_size_and_all_are_called_once():
+    sizes = [5] * 22 + [7, 9, 7, 5, 7, 7]
+    tensors = [torch.zeros(size, 2) for size in sizes]
+    calls = kernels._bundles([tensors, [torch.zeros(3)] * len(sizes)])
+    assert sorted(place for places in calls for place in places) == list(range(len(sizes)))
+    assert all(len({sizes[place] for place in places}) == 1 for places in calls)
+    assert sorted(len(places) for places in calls) == [1, 1, 1, 1, 4, 4, 16]
+
+
 def test_a_broken_compiler_is_said_once_and_worked_around(monkeypatch):
     def broken(*_, **__):
         def call(*_):
