@@ -134,8 +134,9 @@ def draw_heatmap(
     inches = figure.get_figwidth() * place.width / max(data.shape[1], 1)
     if inches < _WRITTEN:
         return
+    shades = np.asarray(image.norm(data), dtype=float)
     write = alike(data.ravel().tolist(), "-")
     for (row, column), value in np.ndenumerate(data):
         if np.isfinite(value):
-            ink = "black" if image.norm(value) > 0.6 else "white"
+            ink = "black" if float(shades[row, column]) > 0.6 else "white"
             axes.text(column, row, write(value), ha="center", va="center", color=ink, size=8)

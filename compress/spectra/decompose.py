@@ -245,8 +245,12 @@ def _threads(sample: Tensor) -> Iterator[_Run]:
         if many == 1:
             yield lambda function, items: [function(item) for item in items]
             return
-        with ThreadPoolExecutor(many) as pool:
-            yield lambda function, items: list(pool.map(function, items))
+        # A thread of the pool would else start a team of its own for every tensor operation.
+        try:
+            with ThreadPoolExecutor(many, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                yield lambda function, items: list(pool.map(function, items))
+        finally:
+            torch.set_num_threads(many)  # what MKL takes from it is one setting for all threads
 
 
 @functools.lru_cache(maxsize=1)

@@ -119,6 +119,23 @@ def test_alphas_are_those_of_double_precision(threads):
     assert not torch.equal(fast, slow)
 
 
+def test_threads_of_the_pool_start_no_teams_of_their_own(monkeypatch):
+    before, seen = torch.get_num_threads(), []
+
+    def watched(*given):
+        seen.append(torch.get_num_threads())
+        return gram_eigenvalues(*given)
+
+    monkeypatch.setattr(module, "gram_eigenvalues", watched)
+    torch.set_num_threads(2)
+    try:
+        decompose([(str(s), trained(70, 90, s)) for s in range(3)], Wanted(("alpha_ks",)))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {1}
+
+
 def test_weightwatchers_alpha_to_the_stated_tolerance():
     fit = pytest.importorskip("weightwatcher.WW_powerlaw").WWFit
     weights = [(str(s), trained(128, 300, s)) for s in range(6)]
