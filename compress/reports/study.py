@@ -10,7 +10,7 @@ from compress.reports import formats as fmt
 from compress.reports.heatmap import heatmap
 from compress.reports.study_view import StudyView, metric_title, signed_interval
 
-Rows = Sequence[Mapping[str, Any]]
+_COMPACT = {ord("("): None, ord(")"): None}
 
 
 def study_tables(
@@ -61,14 +61,14 @@ def _metrics(view: StudyView, width: int, terminal: bool | None) -> Iterator[str
                     "" if ranks is None else _span(ranks),
                 ]
             )
-        heads = ["data", "mean", f"against {view.short(view.reference)} (95 %)", "P", "rank"]
+        heads = ["data", "mean", f"against {view.short(view.reference)}, 95 %", "P", "rank"]
         body = fmt.table(heads, rows, "lrlrr", width=width, terminal=terminal)
         yield f"{fmt.wrap(metric_title(metric, view) + view.of_model(model), width)}\n{body}"
     yield _legend(view, width)
 
 
 def _legend(view: StudyView, width: int) -> str:
-    seeds = view.settings.get("seeds", 1)
+    seeds = max((row["n"] for row in view.rows("means")), default=0)
     counts = {row["comparisons"] for row in view.comparison if "method" not in row and "p" in row}
     count = f"{counts.pop()} comparisons" if len(counts) == 1 else "all comparisons"
     words = (
@@ -92,7 +92,9 @@ def _difference(row: Mapping[str, Any] | None) -> str:
     mark = " *" if row["better"] else " !" if row["worse"] else ""
     mark += "~" if mark and row.get("other_items") is False else ""
     domain = " same data set" if row.get("in_domain") else ""
-    return signed_interval(row) + mark + domain
+    # Compact, so that a line holds a long name beside it.
+    interval = signed_interval(row).translate(_COMPACT).replace(" …", "…").replace("… ", "…")
+    return interval + mark + domain
 
 
 def _span(ranks: Sequence[int]) -> str:

@@ -207,10 +207,11 @@ class Study:
             count = sum(o.status == status for o in outcomes)
             if count:
                 notes.append(f"{count} of {len(outcomes)} cells {words}")
-        if self.settings.seeds == 1:
+        seeds = len({o.cell.seed for o in outcomes if o.status == OK})
+        if seeds == 1:
             notes.append("one seed: the noise of drawing another calibration set is not included")
-        elif self.settings.seeds < 3:
-            notes.append(f"{self.settings.seeds} seeds: too few for narrow intervals; use 5")
+        elif seeds < 3:
+            notes.append(f"{seeds} seeds: too few for narrow intervals; use 5")
         if self.settings.shard is not None:
             i, n = self.settings.shard
             notes.append(

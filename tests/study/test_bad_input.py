@@ -113,7 +113,7 @@ def test_the_report_reads_a_study(study, texts, tmp_path, capsys, monkeypatch):
     assert call([*argv, "--csv", str(tmp_path / "cells.csv")]) == 0
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 80
-    for part in ("loss on score.txt", "against boats.txt (95 %)", "verdict", "4 of 4 cells"):
+    for part in ("loss on score.txt", "against boats.txt, 95 %", "verdict", "4 of 4 cells"):
         assert part in text
     assert picture.read_bytes().startswith(b"\x89PNG")
     html = page.read_text()
