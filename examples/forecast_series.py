@@ -140,11 +140,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="A weekly series under four optimizers.")
     parser.add_argument("--seeds", type=int, default=5, help="seeds that are reported")
     parser.add_argument("--anomalies", default="0,0.05,0.1", help="shares of spoiled values")
+    parser.add_argument("--rates", help="learning rates to choose from, with commas")
     parser.add_argument("--quick", action="store_true", help="2 seeds of 30 steps, one rate")
     parser.add_argument("--json", action="store_true", help="print JSON in place of the tables")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    steps, seeds, rates = STEPS, given.seeds, RATES
+    steps, seeds = STEPS, given.seeds
+    rates = tuple(map(float, given.rates.split(","))) if given.rates else RATES
     shares = [float(share) for share in given.anomalies.split(",")]
     if given.quick:
         steps, seeds, rates, shares = 30, 2, RATES[2:3], shares[:2]

@@ -191,11 +191,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Cart-pole by PPO under four optimizers.")
     parser.add_argument("--seeds", type=int, default=5, help="seeds that are reported")
     parser.add_argument("--rounds", type=int, default=60, help="rounds of play and learning")
+    parser.add_argument("--rates", help="learning rates to choose from, with commas")
     parser.add_argument("--quick", action="store_true", help="2 seeds of 6 rounds, one rate")
     parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    rounds, seeds, rates = given.rounds, given.seeds, RATES
+    rounds, seeds = given.rounds, given.seeds
+    rates = tuple(map(float, given.rates.split(","))) if given.rates else RATES
     if given.quick:
         rounds, seeds, rates = 6, 2, RATES[:1]
     started = time.process_time()

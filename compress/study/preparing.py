@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -127,6 +127,7 @@ def open_subject(model: str, settings: StudySettings, progress: Progress, **wher
         seqlen=settings.eval_seqlen,
         stride=settings.stride,
         registry=settings.registry,
+        seed=settings.seed,
     )
     tokenizer = source.tokenizer()
     if tokenizer is None:
@@ -154,7 +155,7 @@ def open_subject(model: str, settings: StudySettings, progress: Progress, **wher
         source=source,
         anatomy=anatomy,
         matrices=matrices,
-        request=Request(tokens, request.tasks),
+        request=replace(request, texts=tokens),
         device=resolve_device(settings.device),
         dtype=resolve_dtype(settings.dtype),
         seqlen=seqlen,
@@ -260,6 +261,8 @@ def _score_digest(subject: Subject, settings: StudySettings) -> str:
     texts = {s: hashlib.sha256(t.numpy().tobytes()).hexdigest() for s, t in _texts(subject)}
     asked = [settings.limit, settings.stride, subject.eval_seqlen, settings.eval_batch_size]
     content = [texts, list(settings.tasks), list(settings.task_dirs), *asked]
+    if subject.request.long is not None:  # their prompts are drawn from it
+        content.append(settings.seed)
     subject.scored_by = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return subject.scored_by
 

@@ -107,6 +107,19 @@ def test_a_model_trained_by_meap_is_paired_with_its_base(place, tmp_path, option
     assert difference["answer_loss"]["difference"] != 0
 
 
+def test_a_study_scores_them_too(demo_model):
+    from compress.progress import silent
+    from compress.study.preparing import open_subject
+    from compress.study.settings import StudySettings
+
+    settings = StudySettings(
+        calib=("demo",), methods=("wanda",), sparsity=(0.5,), tasks=("needle",)
+    )
+    subject = open_subject(str(demo_model), settings, silent)
+    assert subject.request.long is not None
+    assert subject.request.token_limit == 256
+
+
 def test_outcomes_survive_json_and_pair(place):
     source = open_source(place / "one")
     found = measure(source.load(), source.tokenizer(), tasks=["needle"], limit=6)
