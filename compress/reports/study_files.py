@@ -19,6 +19,8 @@ from compress.reports.receipt import write_atomic
 from compress.reports.study import study_tables
 from compress.reports.study_view import StudyView, metric_title, signed_interval, smaller, way_of
 
+_FIRST = ("model", "calib", "format", "method", "allocation", "sparsity", "pattern", "seed",
+          "control", "status")  # fmt: skip
 CSV, FOREST, HEAT, PAGE = "cells.csv", "forest.png", "heatmap.png", "report.html"
 
 
@@ -43,7 +45,8 @@ def cells_csv(receipt: Mapping[str, Any]) -> str:
             for name, found in cell.get(kind, {}).items():
                 line |= {f"{kind}.{name}.{k}": v for k, v in found.items() if _plain(v)}
         lines.append(line)
-    names = list(dict.fromkeys(key for line in lines for key in line))
+    found = dict.fromkeys(key for line in lines for key in line)
+    names = list(dict.fromkeys([*(name for name in _FIRST if name in found), *found]))
     stream = io.StringIO()
     writer = csv.DictWriter(stream, names, lineterminator="\n")
     writer.writeheader()
