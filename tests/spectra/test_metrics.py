@@ -79,6 +79,11 @@ def test_a_geometric_spectrum_follows_the_codes_convention():
     assert measured["alpha_mid"] == pytest.approx(1.173888, abs=1e-6)  # the paper's: 1.17322
     ratio = 10 / 1023 * math.log(10)
     assert measured["alpha_mid"] == pytest.approx(1 + 2 / (511 * ratio), rel=1e-9)
+    # The paper has 512 values above the one that they are compared with, which the code counts too.
+    e = torch.logspace(1, -4, 1024, dtype=torch.float64).square().sort().values
+    paper = 1 + 512 / float((e[512:] / e[511]).log().sum())
+    assert paper == pytest.approx(1.17322, abs=2e-5)
+    assert paper == pytest.approx(1 + 2 / (513 * ratio), rel=1e-9)
 
 
 @pytest.mark.parametrize(
