@@ -168,7 +168,7 @@ class LongTasks:
     def _refuse(self, task: str, cell: str, needed: int) -> None:
         option = "documents" if task == "multidoc" else "lengths"
         if task == "multidoc":
-            hint = f"fewer documents: `{OPTIONS[option]} 2`"
+            hint = f"fewer `{OPTIONS[option]}`, or a file of shorter passages"
         elif task == "longreason":
             hint = f"longer ones, fewer `{OPTIONS['hops']}` or fewer `{OPTIONS['choices']}`"
         else:
