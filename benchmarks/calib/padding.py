@@ -236,7 +236,9 @@ def table(lines: Sequence[dict[str, Any]], dense: dict[str, float]) -> str:
             for way in WAYS:
                 at = [e for e in own if e.get("length") == length and e["way"] == way]
                 values = [e["perplexity"] for e in at]
-                cell = f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
+                cell = f"{statistics.mean(values):.3f}"
+                if len(values) > 1:
+                    cell += f" ± {statistics.stdev(values):.3f}"
                 if way != WAYS[0]:
                     cell += f" ({100 * statistics.mean(e['differs'] for e in at):.1f} %)"
                 cells.append(cell)
