@@ -79,6 +79,8 @@ class _Named(TorchFunctionMode):
 
         if func in (Tensor.__getitem__, Tensor.__setitem__) and isinstance(args[0], OnCuda):
             return _index(*args)  # the C++ of indexing asks a driver for the device
+        if func is Tensor.data_ptr and isinstance(args[0], OnCuda):
+            return args[0].held.data_ptr()
         if func is Tensor.tolist and isinstance(args[0], OnCuda):
             syncs["tolist"] += 1
             return args[0].held.tolist()
@@ -118,6 +120,8 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     there = any(isinstance(x, OnCuda) for x in given)
     if packet == aten._fused_sdp_choice:
         return 0  # the plain one: fused kernels have other names on each device
+    if packet == aten._pin_memory:
+        return args[0]
     device = kwargs.get("device")
     if there:
         here = [x for x in given if isinstance(x, Tensor) and not isinstance(x, OnCuda) and x.ndim]

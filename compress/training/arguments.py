@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,7 +59,7 @@ def check_device(settings: TrainSettings, device: str) -> None:
     """Refuse what the device can't do.
 
     Raises:
-        RequestError: fp16 or FSDP on a CPU, or a GPU chosen by number.
+        RequestError: fp16 or FSDP on a CPU, a GPU chosen by number, or DeepSpeed not installed.
     """
     kind, _, number = device.partition(":")
     if kind == "cuda" and number not in ("", "0"):
@@ -69,11 +71,22 @@ def check_device(settings: TrainSettings, device: str) -> None:
         raise RequestError(
             f"`--precision fp16` needs a GPU, not {kind}", "use float32 or bf16 here"
         )
-    if settings.fsdp and kind == "cpu":
+    if kind == "cpu" and (settings.fsdp or launched_with_fsdp()):
+        asked = "`--fsdp`" if settings.fsdp else "FSDP, which `accelerate launch` asks for,"
         raise RequestError(
-            "`--fsdp` needs GPUs: on a CPU the libraries fall back to whole copies without a word",
+            f"{asked} needs GPUs: on a CPU the libraries fall back to whole copies without a word",
             "leave it out; every process then holds the whole model",
         )
+    if settings.deepspeed and importlib.util.find_spec("deepspeed") is None:
+        raise RequestError(
+            "`--deepspeed` needs the package deepspeed, which isn't installed",
+            "`pip install deepspeed`, or use `--fsdp`",
+        )
+
+
+def launched_with_fsdp() -> bool:
+    """Whether `accelerate launch` asks for FSDP, which it does by the environment."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true", "yes")
 
 
 def training_arguments(

@@ -25,6 +25,7 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from compress.errors import RequestError, RunError
 from compress.training import checkpointing
+from compress.training.arguments import launched_with_fsdp
 from compress.training.data import Positions
 
 OptimizerMaker = Callable[[nn.Module], torch.optim.Optimizer]
@@ -291,9 +292,10 @@ def check_sharded(args: TrainingArguments, model: nn.Module) -> None:
     """
     from torch.distributed.tensor import DTensor
 
-    if args.fsdp and not any(isinstance(p, DTensor) for p in model.parameters()):
+    asked = args.fsdp or launched_with_fsdp()
+    if asked and not any(isinstance(p, DTensor) for p in model.parameters()):
         raise RequestError(
-            f"--fsdp gave an unsharded model on {args.device.type}",
+            f"FSDP was asked for and gave an unsharded model on {args.device.type}",
             "FSDP works on GPUs; leave --fsdp out, and every process holds the whole model",
         )
 

