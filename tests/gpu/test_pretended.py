@@ -10,6 +10,7 @@ import pytest
 import torch
 from pretend_cuda import OnCuda, pretend
 from safetensors.torch import load_file
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import compress
 from compress.numerics.select import keep_n_of_m
