@@ -16,7 +16,7 @@ from compress.study.preparing import Calibration, Subject
 from compress.study.settings import StudySettings
 
 MORE_IS_BETTER = {"similarity": True, "overlap": True, "perplexity": False, "divergence": False}
-_LEAST = 3  # sets: of two any order agrees by chance every other time
+LEAST = 3  # sets: of two any order agrees by chance every other time
 _WINDOWS = 32  # of a text or task that is predicted for
 Values = dict[str, dict[str, float]]
 
@@ -79,7 +79,7 @@ def agreement(grid: Grid, found: Mapping[str, Values]) -> list[dict[str, Any]]:
         means = {c: t.means.mean() for c in grid.calib if len((t := grid.trials(c, metric)).means)}
         for predictor, values in found.get(metric.of, {}).items():
             names = [name for name in means if name in values]
-            if len(names) < _LEAST:
+            if len(names) < LEAST:
                 continue
             more = MORE_IS_BETTER[predictor]
             good = [values[n] if more else -values[n] for n in names]

@@ -28,7 +28,7 @@ from compress.study.calibrating import same_data
 from compress.study.cells import Group
 from compress.study.journal import FAILED, OK, SKIPPED, Journal, Outcome, write_grid, write_items
 from compress.study.outcomes import Grid
-from compress.study.predicting import agreement, first_draws, predictions
+from compress.study.predicting import LEAST, agreement, first_draws, predictions
 from compress.study.preparing import Sets, Subject
 from compress.study.settings import StudySettings
 from compress.study.verdict import verdict
@@ -134,7 +134,8 @@ class Study:
     def _predict(self, outcomes: Sequence[Outcome], place: Path) -> list[dict[str, Any]]:
         """How well cheap predictors would have ranked the sets; nothing where that isn't asked."""
         rows = []
-        for number, name in enumerate(self.models if self.settings.predictors else ()):
+        wanted = self.settings.predictors and len(self.calib) >= LEAST
+        for number, name in enumerate(self.models if wanted else ()):
             kept = place / f"predictors{number}.json"
             if not kept.is_file():
                 draws = first_draws(self.sets, name, list(self.calib))
