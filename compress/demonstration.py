@@ -171,7 +171,7 @@ def _runs(place: Path, seed: int, progress: Progress, say: Say) -> dict[str, Pru
 
 def _condense(place: Path, seed: int, progress: Progress, say: Say) -> str:
     """Condense layers of the mixture of experts both ways; return what the figures show."""
-    after = {}
+    after: dict[str, Measures] = {}
     for name, options in CONDENSED.items():
         done = cd_moe_condense(
             shipped(MIXTURE),

@@ -80,7 +80,8 @@ class Condenser(Looks):
     def _condense(self, runs: BlockRuns, layer: ExpertLayer) -> Condensed:
         experts = [layer.expert(runs.weights, number) for number in range(layer.count)]
         shared = gated_weights(runs.module(layer.shared), layer.shared) if layer.shared else None
-        gate = runs.module(layer.shared_gate).weight.detach() if layer.shared_gate else None
+        gating: Any = runs.module(layer.shared_gate) if layer.shared_gate else None
+        gate = None if gating is None else gating.weight.detach()
         act: Any = runs.module(layer.experts).act_fn
         data = capture(runs, layer, STREAM, residual=self._recipe.residual)
         norm: Any = None

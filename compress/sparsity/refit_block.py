@@ -193,9 +193,10 @@ class _Judge:
         used = self._team.gather([gradient is not None for gradient in own])[source]
         for place, parameter in enumerate(parameters):
             if used[place]:
-                gradient = own[place]
-                own[place] = torch.empty_like(parameter) if gradient is None else gradient
-                self._team.broadcast(own[place].detach(), source)
+                found = own[place]
+                gradient = torch.empty_like(parameter) if found is None else found
+                own[place] = gradient
+                self._team.broadcast(gradient.detach(), source)
         return own
 
     @torch.no_grad()
