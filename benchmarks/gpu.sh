@@ -53,8 +53,8 @@ step() {
     ended="skipped: not installed:$missing"
   elif [ ! -e "$root/${script:-benchmarks}" ]; then
     ended="skipped: no $script in this checkout"
-  elif [ -n "${script:-}" ] && [ "$device" != cpu ] && ! grep -q '"--device"' "$root/$script"; then
-    ended="skipped: $script measures the CPU alone"
+  elif [ -n "${script:-}" ] && ! grep -q '"--device"' "$root/$script"; then
+    ended="skipped: $script takes no --device"
   elif [ "$limit" -lt 5 ]; then
     ended="skipped: no time left"
   else
@@ -73,10 +73,8 @@ step() {
 timing() {
   local name="$1" limit="$2" packages="$3" script="$4"
   shift 4
-  local given=()
-  grep -q '"--device"' "$root/$script" && given=(--device "$device" $quick)
   step "$name" "$limit" "$packages" \
-    "$python" "$script" "${given[@]}" --output "$work/$name.json" "$@"
+    "$python" "$script" --device "$device" $quick --output "$work/$name.json" "$@"
 }
 
 large=""
