@@ -291,7 +291,11 @@ def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, out: Path)
 class Run:
     """A training run: model, optimizers, data, and how far it has come."""
 
-    def __init__(self, options: argparse.Namespace, make: Callable[[int, int], PreTrainedModel]):
+    def __init__(
+        self,
+        options: argparse.Namespace,
+        make: Callable[[int, int], PreTrainedModel] = make_model,
+    ):
         self.options, self.out = options, Path(options.output)
         self.state_file = self.out.with_name(f"{self.out.name}.state")
         self.tokenizer = make_tokenizer(options.seed)
