@@ -72,3 +72,20 @@ def near_names(name: str, known: Iterable[str], listed: int = 12) -> str:
     head = f"did you mean `{near[0]}`? " if near else ""
     more = f", … ({len(names)} in all)" if len(names) > listed else ""
     return f"{head}All: {', '.join(names[:listed])}{more}"
+
+
+def check_options(function: str, options: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse a keyword that a public function doesn't have, as Python does, with the nearest one.
+
+    Args:
+        function: its name, for the message.
+        options: the keywords given.
+        known: those that it has.
+
+    Raises:
+        TypeError: naming the first that isn't known.
+    """
+    names = set(known)
+    for name in options:
+        if name not in names:
+            raise TypeError(f"{function} has no option `{name}`; {near_names(name, names)}")

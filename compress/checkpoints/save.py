@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from compress.checkpoints.workspace import (
@@ -17,13 +19,14 @@ from compress.checkpoints.workspace import (
 )
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = [
     "Workspace",
     "check_output",
     "copy_companions",
     "load",
+    "on_disk",
     "partial_path",
     "save",
     "write_json",
@@ -106,3 +109,20 @@ def load(
         model.__dict__["semi_structured"] = found
         warnings.warn(str(found), stacklevel=2)
     return model
+
+
+def on_disk(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, stack: ExitStack
+) -> Path:
+    """Save a model in memory where a walk can read it, for as long as `stack` is open.
+
+    Args:
+        model: a transformers model.
+        tokenizer: saved beside it, where there is one.
+        stack: removes the place when it closes.
+    """
+    place = Path(stack.enter_context(TemporaryDirectory(prefix="compress-"))) / "model"
+    save(model, place)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(place)
+    return place

@@ -15,10 +15,10 @@ import torch
 from compress.checkpoints.census import Census, census
 from compress.checkpoints.placement import resolve_dtype
 from compress.checkpoints.plan import Plan, read_plan
-from compress.checkpoints.save import load, save
+from compress.checkpoints.save import load, on_disk
 from compress.checkpoints.source import Source, open_source
 from compress.checkpoints.workspace import Workspace, check_output
-from compress.errors import RequestError, RunError, near_names
+from compress.errors import RequestError, RunError, check_options
 from compress.evaluation.asked import measure_asked, measured_once
 from compress.evaluation.measures import Measures, compare
 from compress.experts.checking import check_written
@@ -92,7 +92,7 @@ def cd_moe_condense(
     settings = _settings(options)
     clock = Clock()
     with contextlib.ExitStack() as stack:
-        path = model if isinstance(model, str | Path) else _on_disk(model, tokenizer, stack)
+        path = model if isinstance(model, str | Path) else on_disk(model, tokenizer, stack)
         source = open_source(
             path, revision=revision, token=token, trust_remote_code=trust_remote_code
         )
@@ -323,24 +323,10 @@ def _read_back(place: Path, source: Source) -> Plan:
     return Plan(COMMAND, source.digest(), stored["rows"], stored.get("options") or {})
 
 
-def _on_disk(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, stack: contextlib.ExitStack
-) -> Path:
-    """Save a model in memory where the walk can read it."""
-    place = _scratch(stack)
-    save(model, place)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(place)
-    return place
-
-
 def _scratch(stack: contextlib.ExitStack) -> Path:
     return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compress-"))) / "out"
 
 
 def _settings(options: Mapping[str, Any]) -> CondenseSettings:
-    known = {f.name for f in fields(CondenseSettings)}
-    for name in options:
-        if name not in known:
-            raise TypeError(f"cd_moe_condense has no option `{name}`; {near_names(name, known)}")
+    check_options("cd_moe_condense", options, (f.name for f in fields(CondenseSettings)))
     return CondenseSettings(**options).resolved()

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.checkpoints.plan import Plan, read_plan
-from compress.checkpoints.save import load, save
+from compress.checkpoints.save import load, on_disk
 from compress.checkpoints.source import open_source
 from compress.checkpoints.workspace import Workspace, check_output, partial_path
-from compress.errors import RequestError, near_names
+from compress.errors import RequestError, check_options
 from compress.evaluation.asked import measured_once
 from compress.evaluation.measures import Measures
 from compress.numerics.ranks import joined
@@ -89,7 +89,7 @@ def alpha_prune(
         team = stack.enter_context(joined(settings.device))
         if not team.first:
             progress, say = silent, _mute
-        path = model if isinstance(model, (str, Path)) else _on_disk(model, tokenizer, stack)
+        path = model if isinstance(model, (str, Path)) else on_disk(model, tokenizer, stack)
         source = open_source(
             path, revision=revision, token=token, trust_remote_code=trust_remote_code
         )
@@ -127,17 +127,6 @@ def _mute(text: str) -> None:
     """Say nothing: rank 0 does."""
 
 
-def _on_disk(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, stack: contextlib.ExitStack
-) -> Path:
-    """Save a model in memory where the walk can read it."""
-    place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compress-"))) / "model"
-    save(model, place)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(place)
-    return place
-
-
 def _place(output: str | Path | None, stack: contextlib.ExitStack) -> Path:
     """Where the result goes: OUT, or a place for as long as it takes to load it from there."""
     if output is not None:
@@ -146,10 +135,8 @@ def _place(output: str | Path | None, stack: contextlib.ExitStack) -> Path:
 
 
 def _settings(options: Mapping[str, Any]) -> AlphaPruneSettings:
-    known = {f.name for f in dataclasses.fields(AlphaPruneSettings)}
-    for name in options:
-        if name not in known:
-            raise TypeError(f"alpha_prune has no option `{name}`; {near_names(name, known)}")
+    known = (f.name for f in dataclasses.fields(AlphaPruneSettings))
+    check_options("alpha_prune", options, known)
     settings = AlphaPruneSettings(**options)
     settings.check(tuple(METRICS))
     return settings

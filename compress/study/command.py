@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.checkpoints.workspace import check_output
-from compress.errors import RequestError, near_names
+from compress.errors import RequestError, check_options
 from compress.progress import Progress, silent
 from compress.reports.clock import Clock
 from compress.reports.receipt import Receipt
@@ -122,9 +122,7 @@ def calib_study(
 
 def _settings(options: Mapping[str, Any]) -> StudySettings:
     known = {f.name: f for f in dataclasses.fields(StudySettings)}
-    for name in options:
-        if name not in known:
-            raise TypeError(f"calib_study has no option `{name}`; {near_names(name, known)}")
+    check_options("calib_study", options, known)
     given = dict(options)
     for name, value in given.items():  # lists and single values are as good as tuples
         if str(known[name].type).startswith("tuple[") and "None" not in str(known[name].type):

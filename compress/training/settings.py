@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from compress.errors import near_names, refuse
+from compress.errors import check_options, refuse
 from compress.training import injecting, quantising
 from compress.training.optimizers import OPTIMIZERS
 from compress.training.schedule import warmup_steps
@@ -187,10 +187,7 @@ class TrainSettings:
         Raises:
             TypeError: an option that there isn't.
         """
-        known = {f.name for f in fields(cls)}
-        for name in options:
-            if name not in known:
-                raise TypeError(f"{door} has no option `{name}`; {near_names(name, known)}")
+        check_options(door, options, (f.name for f in fields(cls)))
         given = {key: value for key, value in options.items() if value is not None}
         for name in ("data", "valid", "ppl", "tasks", "task_dirs"):
             if isinstance(given.get(name), str):
