@@ -29,14 +29,14 @@ class Addresses:
     """Finds which of some tensors a view belongs to, by its place in memory.
 
     Args:
-        tensors: name -> tensor in memory; those on meta are left out. Of two names of one tensor
-            the first counts.
+        tensors: name -> tensor in memory; those on meta, and wrappers without memory of their own,
+            are left out. Of two names of one tensor the first counts.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         placed: dict[tuple[torch.device, int], tuple[int, str]] = {}
         for name, tensor in tensors.items():
-            if not tensor.is_meta and tensor.numel():
+            if not tensor.is_meta and tensor.numel() and tensor.data_ptr():
                 end = tensor.data_ptr() + tensor.numel() * tensor.element_size()
                 placed.setdefault((tensor.device, tensor.data_ptr()), (end, name))
         self._starts: dict[torch.device, list[int]] = {}
@@ -50,6 +50,8 @@ class Addresses:
         if not isinstance(value, Tensor) or value.is_meta or value.device not in self._starts:
             return None
         address = value.data_ptr()
+        if not address:
+            return None
         at = bisect_right(self._starts[value.device], address) - 1
         if at < 0:
             return None

@@ -54,13 +54,11 @@ CASES = {
     "permuted": {"method": "ria", "pattern": "2:4", "channel_permutation": True},
     "cg": {"method": "wanda", "refit": "cg", "allocation": "uniform"},
 }
-EXACT = {"magnitude", "farms", "sparsegpt", "alps"}
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_pruning_there_mixes_no_devices(case, model, tmp_path):
-    """Every tensor lies where it is used; the zeros are as many as on the CPU, and the same ones
-    where both devices take the same route."""
+    """Every tensor lies where it is used, and the result is the CPU's to the last bit."""
     text = tmp_path / "calib.txt"
     text.write_text("".join(f"{i}: {WORDS[i % 40 :]}{WORDS}\n" for i in range(99)))
     given = {"calib": str(text), "samples": 3, "seqlen": 24, **CASES[case]}
@@ -70,10 +68,7 @@ def test_pruning_there_mixes_no_devices(case, model, tmp_path):
             compress.alpha_prune(model, tmp_path / device, device=device, **given)
         found[device] = load_file(tmp_path / device / "model.safetensors")
     pairs = [(found["cuda"][name], value) for name, value in found["cpu"].items()]
-    zeros = [sum(int((part == 0).sum()) for part in side) for side in zip(*pairs)]
-    assert zeros[0] == zeros[1]
-    if case in EXACT:
-        assert all(torch.equal(there, here) for there, here in pairs)
+    assert all(torch.equal(there, here) for there, here in pairs)
 
 
 def test_the_host_does_not_wait_for_every_group_of_columns():
