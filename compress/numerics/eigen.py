@@ -13,14 +13,16 @@ instead of 2.2e-8, 512 x 512). Whoever uses it asks `single_error` what it is wo
 On a CPU the steps are LAPACK's own: a symmetric product of which one triangle is made, its
 reduction in the upper triangle, and the square-root-free QR of `sterf`. That is a quarter less time
 than numpy's `eigvalsh` of a full product, which copies the other triangle and reduces the lower.
+They are called without the interpreter's lock (`lapack`), so that threads share matrices out.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy.linalg import blas, lapack
 from torch import Tensor
+
+from compress.numerics.lapack import gram_upper, tridiagonal, tridiagonal_eigenvalues
 
 UNIT_SINGLE = 2.0**-24
 # Weights within these powers of two can be squared and summed as they are, in float32 too.
@@ -146,23 +148,11 @@ def _on_cpu(matrices: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _gram_values(matrix: np.ndarray) -> np.ndarray:
     """Eigenvalues of M Mᵀ for M [short, long], rows or columns contiguous; float64."""
-    double = matrix.dtype == np.float64
-    syrk, sytrd = (blas.dsyrk, lapack.dsytrd) if double else (blas.ssyrk, lapack.ssytrd)
-    # LAPACK's own order is by columns: rows one after the other are its transpose. No copy.
-    if matrix.flags.c_contiguous:
-        gram = syrk(1.0, matrix.T, trans=1)
-    else:
-        gram = syrk(1.0, matrix)
-    side = len(gram)
-    if side == 1:
+    gram = gram_upper(matrix)
+    if len(gram) == 1:
         return gram[0].astype(np.float64)
-    block = _BLOCK_DOUBLE if double else _BLOCK_SINGLE
-    _, diagonal, beside, _, failed = sytrd(gram, lwork=side * block, overwrite_a=1)
-    if not failed:
-        values, failed = lapack.dsterf(diagonal.astype(np.float64), beside.astype(np.float64))
-    if failed:
-        raise np.linalg.LinAlgError("eigenvalues did not converge")
-    return values
+    block = _BLOCK_DOUBLE if matrix.dtype == np.float64 else _BLOCK_SINGLE
+    return tridiagonal_eigenvalues(*tridiagonal(gram, block))
 
 
 def _resolved(values: Tensor, matrices: Tensor) -> Tensor:
