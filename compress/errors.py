@@ -7,7 +7,7 @@ exits with `code`; a traceback appears only with --debug.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class CompressError(Exception):
@@ -72,6 +72,12 @@ def near_names(name: str, known: Iterable[str], listed: int = 12) -> str:
     head = f"did you mean `{near[0]}`? " if near else ""
     more = f", … ({len(names)} in all)" if len(names) > listed else ""
     return f"{head}All: {', '.join(names[:listed])}{more}"
+
+
+def nearest(value: str, known: Sequence[str]) -> str:
+    """Return a hint for a wrong choice among a few: the nearest one, then all, in their order."""
+    close = difflib.get_close_matches(value, known, n=1, cutoff=0.6)
+    return (f"did you mean `{close[0]}`? " if close else "") + f"All: {', '.join(known)}."
 
 
 def check_options(function: str, options: Iterable[str], known: Iterable[str]) -> None:

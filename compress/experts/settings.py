@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from compress.errors import Fault, RequestError, refuse
+from compress.errors import Fault, RequestError, nearest, refuse
 from compress.experts.layers import ExpertLayer
 from compress.experts.searching import METRICS
 from compress.experts.selection import SCORES
@@ -172,7 +171,7 @@ class CondenseSettings:
             ("metric", self.metric, METRICS),
         ]
         faults = [
-            (f"`--{name} {value}` isn't a {name}", _near(value, known))
+            (f"`--{name} {value}` isn't a {name}", nearest(value, known))
             for name, value, known in choices
             if value not in known
         ]
@@ -266,11 +265,6 @@ def check_experts(experts: int, layers: Sequence[ExpertLayer]) -> None:
             f"`--experts 0` would leave nothing: `{bare.name}` has no shared expert",
             "keep at least 1",
         )
-
-
-def _near(value: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(value, known, n=1, cutoff=0.6)
-    return (f"did you mean `{close[0]}`? " if close else "") + f"All: {', '.join(known)}."
 
 
 def _ranges(numbers: Sequence[int]) -> str:

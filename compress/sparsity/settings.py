@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from compress.data.packing import SELECTIONS
 from compress.data.windows import SAMPLINGS
-from compress.errors import Fault, RequestError, refuse
+from compress.errors import Fault, RequestError, nearest, refuse
 from compress.sparsity.allocation_checks import allocation_faults
 from compress.sparsity.allocators.table import ALLOCATORS
 from compress.sparsity.patterns import parse_pattern
@@ -228,7 +227,7 @@ class AlphaPruneSettings:
             ("select", self.select, SELECTIONS),
         ]
         return [
-            (f"`--{option} {value}` isn't {_article(option)} {option}", _near(value, known))
+            (f"`--{option} {value}` isn't {_article(option)} {option}", nearest(value, known))
             for option, value, known in choices
             if value not in known
         ]
@@ -329,8 +328,3 @@ class AlphaPruneSettings:
 
 def _article(name: str) -> str:
     return "an" if name[0] in "aeiou" else "a"
-
-
-def _near(value: str, known: tuple[str, ...]) -> str:
-    close = difflib.get_close_matches(value, known, n=1, cutoff=0.6)
-    return (f"did you mean `{close[0]}`? " if close else "") + f"All: {', '.join(known)}."
