@@ -120,16 +120,18 @@ def allocation_remarks(found: Mapping[str, Any]) -> list[str]:
             "all pruned alike in one walk, to the same number of zeros; differences are paired on "
             "the same examples; whether there is one goes by p after Holm's correction"
         )
-    if line is not None and "line" in names:
+    searched = bool(search and search.get("searched") and "atp" in names)
+    unsearched = "line" if "line" in names else "atp"
+    if line is not None and unsearched in names and (unsearched == "line" or not searched):
         lines.append(
-            f"line: shares rise by {line['beta']:.4f} from block to block, half the steepest that "
-            "the bounds allow; not searched"
+            f"{unsearched}: shares rise by {line['beta']:.4f} from block to block, half the "
+            "steepest that the bounds allow; not searched"
+            + ("" if unsearched == "line" else ": `--compare-allocations` does, and scores it")
         )
-    if search and search.get("searched") and "atp" in names:
+    if searched:
+        assert search is not None
         lines.append(
             f"atp: shares rise by {search['beta']:.4f}, the best of {len(search['candidates'])} "
             f"slopes on {search['held_out_windows']} held-out windows of the calibration text"
         )
-    elif "atp" not in names:
-        lines.append("atp isn't shown, since its slope is searched: `--compare-allocations` does")
     return lines

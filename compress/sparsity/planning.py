@@ -165,12 +165,12 @@ def beside(
 ) -> dict[str, Any]:
     """Each block's share in a plan, and what other allocations give it.
 
-    Those are uniform and a straight line over the blocks with half the steepest slope that the
-    bounds allow, which isn't searched and only a yardstick; or the rivals of the run.
+    Those are uniform and atp's straight line over the blocks, with half the steepest slope that
+    the bounds allow, since a search costs prunings of its own; or the rivals of the run.
 
     Returns:
-        "own", the plan's allocation, "blocks", "shares" by allocation, and the "line"; nothing for
-        a plan of uniform shares without rivals.
+        "own", the plan's allocation, "blocks", "shares" by allocation, and the unsearched "line";
+        nothing for a plan of uniform shares without rivals.
     """
     rule = str(plan.options.get("allocation") or "plan")
     matrices = [anatomy.matrix(row["module"]) for row in plan.rows]
@@ -191,7 +191,8 @@ def beside(
     if bounds[0] <= total <= bounds[1]:
         beta = steepest(total, len(blocks), bounds) / 2
         if not rivals:
-            made["line"] = by_line(groups, sizes, total, beta, bounds=bounds).tolist()
+            name = "line" if rule == "atp" else "atp"
+            made[name] = by_line(groups, sizes, total, beta, bounds=bounds).tolist()
         found["line"] = {"beta": beta, "searched": False}
     found["shares"] = {name: _by_block(shares, matrices, blocks) for name, shares in made.items()}
     return found

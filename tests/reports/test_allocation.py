@@ -56,10 +56,12 @@ def test_the_shares_stand_beside_and_say_what_they_rest_on():
 
 def test_nothing_is_shown_of_nothing_and_no_scores_without_a_comparison():
     assert allocation_text({}) == allocation_text(None) == ""
-    plain = {key: FOUND[key] for key in ("blocks", "shares")}
-    assert "minus it" not in allocation_text(plain, width=80, terminal=False)
-    without = {**plain, "shares": {"alpha": [0.5, 0.7], "uniform": [0.6, 0.6]}}
-    assert "`--compare-allocations`" in allocation_text(without, width=80, terminal=False)
+    plain = {key: FOUND[key] for key in ("own", "blocks", "shares")}
+    plain["line"] = {"beta": 0.05, "searched": False}
+    text = " ".join(allocation_text(plain, width=80, terminal=False).split())
+    assert "minus it" not in text
+    assert "atp: shares rise by 0.0500" in text
+    assert "not searched: `--compare-allocations` does" in text
 
 
 def test_long_block_names_fold_and_leave_no_room_for_bars():

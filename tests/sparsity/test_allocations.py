@@ -1,5 +1,7 @@
 """Every allocator from a checkpoint to zeros on disk, and the search on held-out text."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -98,10 +100,12 @@ def test_the_search_never_sees_the_evaluation_and_keeps_the_statistics_text(
     assert again.options["search"] == search  # the evaluation had no part in it
 
 
-def test_alpha_has_uniform_and_a_line_beside_it(checkpoint, prune, tmp_path):
+def test_alpha_has_uniform_and_atp_beside_it(checkpoint, prune, tmp_path):
     result = prune(checkpoint(), tmp_path / "out")
     found = result.receipt.as_dict()["allocation"]
-    assert list(found["shares"]) == ["alpha", "uniform", "line"]
+    assert list(found["shares"]) == ["alpha", "uniform", "atp"]
+    rises = [b - a for a, b in pairwise(found["shares"]["atp"])]
+    assert rises == pytest.approx([found["line"]["beta"]] * len(rises), abs=1e-2)
     assert not found["line"]["searched"]
     assert all(len(s) == len(found["blocks"]) for s in found["shares"].values())
     assert "not searched" in result.render()
