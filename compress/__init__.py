@@ -32,6 +32,7 @@ _LAZY = {
 }
 _ROOMS = {
     "calibration",
+    "channels",
     "checkpoints",
     "data",
     "errors",

@@ -15,7 +15,7 @@ ORDER = [
     {"cli"},
     {"demonstration", "diagnosis", "exporting"},
     {"study"},
-    {"spectra", "sparsity", "experts"},
+    {"spectra", "sparsity", "experts", "channels"},
     {"training"},
     {"calibration"},
     {"evaluation"},
