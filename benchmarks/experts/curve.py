@@ -3,9 +3,10 @@
     python benchmarks/experts/curve.py --model calib_data/tiny-moe [--model DEEPSEEK]
 
 Every arm at every number of layers (or of experts), three calibration seeds. Perplexity on the
-shipped test text, accuracy over the four shipped tasks, bytes, and decoding speed at batch 1 and 16
-against the original, timed alternately in one run. A line of curve.jsonl per finished run; those
-present are kept, so the script goes on where it stopped.
+shipped test text, accuracy over the four shipped tasks, bytes, and decoding speed and memory at
+batch 1 and 16 against the original, timed alternately in one run. A line of curve.jsonl per
+finished run; those present are kept, so the script goes on where it stopped. At the end, or by
+`python benchmarks/experts/curve_report.py curve.jsonl`, tables (curve.md) and curve.png.
 """
 
 from __future__ import annotations
@@ -22,16 +23,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from curve_report import report
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import compress
 from compress.checkpoints import edits
 from compress.checkpoints.source import open_source
 from compress.data.packing import prepare_calibration
+from compress.evaluation.speed import peak_memory
 
 HERE = Path(__file__).parent
 TASKS = ("tiny_story", "tiny_arithmetic", "tiny_entailment", "tiny_commonsense")
-SAMPLES, SEQLEN = 64, 128
+SAMPLES, SEQLEN, LIMIT = 64, 128, 150
 PAPER = {"weights": "conditional-mean", "refit": "none", "shared_gate": "constant"}
 
 
@@ -45,23 +48,36 @@ class Arm(NamedTuple):
     """Options of cd_moe_condense; None where something is dropped."""
 
 
+WAYS: dict[str, dict[str, Any]] = {
+    "random experts": {"score": "random", **PAPER},
+    "random experts + refit": {"score": "random"},
+    "frequency": {"score": "frequency", **PAPER},
+    "frequency + refit": {"score": "frequency"},
+    "CD-MoE-S": {"paper": True, "experts": 0},
+    "CD-MoE-S + refit": {"score": "greedy-js", "metric": "js-hidden", "experts": 0},
+    "CD-MoE-SR": {"paper": True},
+    "CD-MoE-SR + refit": {"score": "greedy-js", "metric": "js-hidden"},
+    "least squares": {"refit": "none"},
+    "default": {},
+    "default, sequential": {"refit": "sequential"},
+}
+"""Ways to make layers dense; the default is greedy-ls, least squares, kl-logits and refit."""
+
+TUNED = ("CD-MoE-S", "CD-MoE-S + refit", "CD-MoE-SR", "default")
+STEPS = 200
+
+
 def arms(layers: int, experts: int, routed: int) -> Iterator[Arm]:
-    """Yield all arms of a model."""
-    for n in (n for n in (1, 2, 4) if n <= layers):
+    """Yield all arms of a model, the telling strengths first."""
+    for n in (n for n in (4, 2, 3, 1) if n <= layers):
         yield Arm("drop MoE layer", n, None)
         if n < layers:
             yield Arm("drop block", n, None)
-        for name, options in {
-            "random": {"score": "random", **PAPER},
-            "frequency": {"score": "frequency", **PAPER},
-            "CD-MoE-S": {"paper": True, "experts": 0},
-            "CD-MoE-SR": {"paper": True},
-            "shared, refit": {"experts": 0},
-            "frequency, refit": {"score": "frequency"},
-            "greedy-ls, refit": {},
-            "greedy-ls, sequential": {"refit": "sequential"},
-        }.items():
+        for name, options in WAYS.items():
             yield Arm(name, n, {"layers": n, "experts": routed, **options})
+        for name in TUNED:
+            options = {"experts": routed, **WAYS[name], "finetune": STEPS}
+            yield Arm(f"{name} + tuned", n, {"layers": n, **options})
     for kept in sorted({experts * 3 // 4, experts // 2, max(routed, experts // 4)}, reverse=True):
         yield Arm("REAP", kept, {"mode": "prune", "experts": kept})
         yield Arm(
@@ -114,23 +130,34 @@ def decode_ms(model: Any, rows: int, tokens: int = 24) -> float:
     ids = torch.full((rows, 32), 5)
     out = model(ids, use_cache=True)
     cache, next_ids = out.past_key_values, out.logits[:, -1:].argmax(-1)
-    start = time.process_time()
+    start = time.thread_time()
     for _ in range(tokens):
         out = model(next_ids, past_key_values=cache, use_cache=True)
         cache, next_ids = out.past_key_values, out.logits[:, -1:].argmax(-1)
-    return 1000 * (time.process_time() - start) / tokens
+    return 1000 * (time.thread_time() - start) / tokens
 
 
-def speed_up(path: Path, other: Path) -> dict[str, float]:
-    """Return how much faster the other model decodes, by batch size; medians of alternate runs."""
+def against(path: Path, other: Path) -> dict[str, dict[str, float]]:
+    """Compare decoding of two models by batch size: medians of alternate runs in one process.
+
+    Returns:
+        Batch size -> "speed_up" (thread time of the first over the second), "ms" of the second,
+        and "memory": bytes of tensors and of what decoding took on top, second over first.
+    """
     models = [AutoModelForCausalLM.from_pretrained(p, dtype=torch.float32) for p in (path, other)]
     found = {}
     for rows in (1, 16):
         taken: list[list[float]] = [[], []]
-        for _ in range(5):
+        peaks = [0, 0]
+        for _ in range(7):
             for which, model in enumerate(models):
-                taken[which].append(decode_ms(model, rows))
-        found[str(rows)] = statistics.median(taken[0]) / statistics.median(taken[1])
+                with peak_memory() as memory:
+                    taken[which].append(decode_ms(model, rows))
+                peaks[which] = max(peaks[which], memory.growth)
+        held = [sum(p.numel() * 4 for p in model.parameters()) for model in models]
+        dense, small = (a + b for a, b in zip(held, peaks, strict=True))
+        first, second = map(statistics.median, taken)
+        found[str(rows)] = {"speed_up": first / second, "ms": second, "memory": small / dense}
     return found
 
 
@@ -158,13 +185,13 @@ def run(path: Path, arm: Arm, seed: int, place: Path) -> dict[str, Any]:
         "errors": errors,
         "bytes": open_source(out).bytes_on_disk(),
         **score(out),
-        "speed_up": speed_up(path, out) if seed == 0 else {},
+        "speed": against(path, out) if seed == 0 else {},
     }
 
 
 def score(path: Path) -> dict[str, Any]:
     """Perplexity and accuracy of a checkpoint."""
-    found = compress.evaluate(path, ppl="demo", tasks=TASKS, limit=60, eval_seqlen=SEQLEN)
+    found = compress.evaluate(path, ppl="demo", tasks=TASKS, limit=LIMIT, eval_seqlen=SEQLEN)
     measured = found.as_dict()["models"][0]
     accuracy = [task["acc"] for task in measured["tasks"].values()]
     return {
@@ -173,63 +200,13 @@ def score(path: Path) -> dict[str, Any]:
     }
 
 
-def spread(values: Sequence[float], form: str) -> str:
-    """Mean and standard error."""
-    mean = form.format(statistics.fmean(values))
-    if len(values) < 2:
-        return mean
-    return f"{mean} ± {form.format(statistics.stdev(values) / len(values) ** 0.5)}"
-
-
-def tables(lines: Sequence[dict[str, Any]]) -> str:
-    """Markdown: a table per model."""
-    out = []
-    for model in dict.fromkeys(line["model"] for line in lines):
-        mine = [line for line in lines if line["model"] == model]
-        dense = next(line for line in mine if line["arm"] == "original")
-        out += [
-            f"\n## {model}\n",
-            f"Original: loss {dense['loss']:.3f}, accuracy {dense['accuracy']:.3f}.\n",
-            "| way | layers or experts | bytes | loss | accuracy | decoding, batch 1 / 16 |",
-            "| --- | --- | --- | --- | --- | --- |",
-        ]
-        keys = dict.fromkeys((line["arm"], line["strength"]) for line in mine)
-        for arm, strength in keys:
-            own = [line for line in mine if (line["arm"], line["strength"]) == (arm, strength)]
-            if arm == "original":
-                continue
-            fast = next((line["speed_up"] for line in own if line["speed_up"]), {})
-            speeds = " / ".join(f"{v:.2f}" for v in fast.values())
-            out.append(
-                f"| {arm} | {strength} | {own[0]['bytes'] / dense['bytes']:.2f} | "
-                f"{spread([o['loss'] for o in own], '{:.3f}')} | "
-                f"{spread([o['accuracy'] for o in own], '{:.3f}')} | {speeds} |"
-            )
-        out += ["", *error_table(mine)]
-    return "\n".join(out) + "\n"
-
-
-def error_table(lines: Sequence[dict[str, Any]]) -> list[str]:
-    """Held-out relative output error of each layer at equal width, all layers condensed."""
-    own = [line for line in lines if line["arm"] == "greedy-ls, refit"]
-    most = max((line["strength"] for line in own), default=0)
-    own = [line for line in own if line["strength"] == most]
-    if not own:
-        return []
-    kinds = ("constants", "least_squares", "refit")
-    rows = ["| layer | mean weights | least squares | refitted |", "| --- | --- | --- | --- |"]
-    for layer in range(len(own[0]["errors"])):
-        cells = [spread([o["errors"][layer][k] for o in own], "{:.3f}") for k in kinds]
-        rows.append(f"| {layer} | {' | '.join(cells)} |")
-    return ["Held-out |condensed - layer|² / |layer|², each layer by itself:", "", *rows]
-
-
 def main() -> None:
     """Run what isn't there yet, and write the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", type=Path, action="append", default=[])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=HERE / "curve.jsonl")
+    parser.add_argument("--no-tuned", action="store_true", help="leave fine-tuning for later")
     options = parser.parse_args()
     torch.set_num_threads(1)
     lines = []
@@ -249,15 +226,17 @@ def main() -> None:
             if (path.name, "original", 0, 0) not in done and seed == 0:
                 size = open_source(path).parameters_on_disk() * 4
                 add({"model": path.name, "arm": "original", "strength": 0, "seed": 0,
-                     "bytes": size, **score(path), "speed_up": {}, "errors": []})  # fmt: skip
+                     "bytes": size, **score(path), "speed": {}, "errors": []})  # fmt: skip
             for arm in arms(config.num_hidden_layers, count, config.num_experts_per_tok):
                 if (path.name, arm.name, arm.strength, seed) in done:
+                    continue
+                if options.no_tuned and "finetune" in (arm.options or {}):
                     continue
                 with tempfile.TemporaryDirectory() as place:
                     found = run(path, arm, seed, Path(place))
                 add({"model": path.name, "arm": arm.name, "strength": arm.strength,
                      "seed": seed, **found})  # fmt: skip
-    options.output.with_suffix(".md").write_text(tables(lines), encoding="utf-8")
+    report(lines, options.output)
 
 
 if __name__ == "__main__":

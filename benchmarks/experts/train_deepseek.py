@@ -3,7 +3,7 @@
     python benchmarks/experts/train_deepseek.py --output DIR --log deepseek.jsonl --minutes 20
 
 Four layers of sixteen fine-grained experts, four of them a token, beside an ungated shared expert;
-data and optimizers are those of calib_data/train_tiny_llama.py. Nothing balances the experts.
+data, optimizers and the loss that spreads tokens over experts are those of the shipped Qwen2-MoE.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ def make_deepseek(seed: int, vocabulary: int) -> DeepseekV2ForCausalLM:
             n_group=1,
             topk_group=1,
             routed_scaling_factor=1.0,
+            router_aux_loss_coef=0.05,  # read by the training script alone
             kv_lora_rank=32,
             q_lora_rank=None,
             qk_rope_head_dim=16,

@@ -118,6 +118,8 @@ def _optimizer(d: Mapping[str, Any]) -> Callable[[F], F]:
         _name("--optimizer", OPTIMIZER,
               "spam, stable-spam, adamw, adafactor, lion, galore, apollo, adam-mini, muon, soap, "
               f"adamw-8bit  [default: {d['optimizer']}]"),
+        option("--train-only", multiple=True, metavar="GLOB", heading=OPTIMIZER,
+               help="train what these name, freeze the rest: '*.layers.3.mlp'"),
         _number("--weight-decay", float, "W", OPTIMIZER,
                 f"decoupled  [default: {d['weight_decay']:g}]"),
         option("--betas", type=(float, float), metavar="B1 B2", heading=OPTIMIZER, default=None,

@@ -87,6 +87,7 @@ def load_weights(model: PreTrainedModel, checkpoint: Path, device: str | torch.d
     mapping = [*get_model_conversion_mapping(model), *record.load_conversions(model)]
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
     saving = vars(model).get("_weight_conversions")
+    frozen = {n for n, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
     loaded = load_tensors(
         model,
         tensorfiles.read_tensors(stored, list(stored)),
@@ -108,6 +109,8 @@ def load_weights(model: PreTrainedModel, checkpoint: Path, device: str | torch.d
         )
     if tied:
         model.tie_weights()
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        parameter.requires_grad_(name not in frozen)  # the loader makes new parameters
     off_the_file(model)
 
 

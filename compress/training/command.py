@@ -278,6 +278,7 @@ def _describe(job: Job) -> None:
             f"{objective}, {settings.optimizer}, lr {settings.lr:g}, {clip}",
             f"norms {job.placement.norm}" if settings.norm else "",
             f"{len(job.quantised.modules)} layers in 4 bits" if job.quantised else "",
+            f"{job.trained.parameters:,} parameters trained" if job.trained else "",
             f"spikes put in: {settings.inject_spikes}" if settings.inject_spikes else "",
             f"{settings.run_steps():,} steps of {settings.batch_size} × {settings.length} tokens, "
             f"seed {settings.seed}",

@@ -138,6 +138,8 @@ def training_entry(job: Job, done: Run) -> dict[str, Any]:
     injection = settings.injection()
     if injection is not None:
         entry["injected"] = injection.receipt(settings.run_steps())
+    if job.trained is not None:
+        entry["trained"] = job.trained.as_receipt()
     if job.quantised is not None:
         entry["quantise"] = job.quantised.receipt(settings.quantise_save or "rounded")
     if job.start.mask is not None:

@@ -28,6 +28,7 @@ from compress.training.data import (
     encode_samples,
     write_store,
 )
+from compress.training.freezing import Trained, train_only
 from compress.training.initial import Start, build_model, open_start
 from compress.training.norms import NORMS, Placement, place_norms, placement_of
 from compress.training.objectives import (
@@ -55,6 +56,7 @@ class Job:
     Attributes:
         settings: with learning rate and sequence length filled in, and whether spikes are watched.
         quantised: which layers compute with 4-bit weights.
+        trained: which parameters are trained; None where all are.
         notes: plain sentences for the receipt.
     """
 
@@ -70,6 +72,7 @@ class Job:
     progress: Progress
     say: Say
     quantised: Quantised | None = None
+    trained: Trained | None = None
     clock: Clock = field(default_factory=Clock)
     notes: list[str] = field(default_factory=list)
 
@@ -113,6 +116,7 @@ def prepare(
         placement = _place_norms(built, settings, start)
         scheme = settings.quantisation()
         quantised = None if scheme is None else quantise_model(built, scheme)
+        trained = train_only(built, settings.train_only) if settings.train_only else None
         notes = list(placement.warnings)
         settings = _watch_spikes(settings, built, notes)
         if settings.separate_documents:
@@ -130,6 +134,7 @@ def prepare(
         progress,
         say,
         quantised,
+        trained,
         clock,
         notes,
     )

@@ -58,6 +58,10 @@ def training_table(entry: dict[str, Any]) -> str:
         per_second = entry.get("tokens_per_s")
         pace = f"{fmt.scaled([per_second], ('', 'k', 'M'))[0]} a second" if per_second else ""
         rows.append(["tokens", fmt.count_text(entry["tokens"]), pace])
+    if "trained" in entry:
+        some = entry["trained"]
+        share = f"of {fmt.count_text(some['of'])}, the others stay"
+        rows.append(["trained", fmt.count_text(some["parameters"]), share])
     if entry.get("spikes"):
         rows.append(["gradient spikes", *_spikes(entry["spikes"])])
     if "injected" in entry:

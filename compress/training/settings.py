@@ -32,8 +32,18 @@ DOORS: dict[str, dict[str, Any]] = {
         "batch_size": 512,
         "weight_decay": 0.0,
     },
+    "cd-moe-condense": {
+        "default_seqlen": 256,
+        "batch_size": 8,
+        "lr": 5e-5,
+        "schedule": "linear",
+        "warmup": 0.0,
+        "min_lr": 0.0,
+        "weight_decay": 0.0,
+    },
 }
-"""Each command's defaults, those of its paper; every option can be given to every command."""
+"""Each command's defaults, those of its paper; every option can be given to every train-* command.
+cd-moe-condense trains the layers that it condensed, by its `--finetune` options."""
 
 OBJECTIVES = ("ntp", "meap")
 SCHEDULES = ("cosine", "linear", "constant", "wsd")
@@ -72,6 +82,7 @@ class TrainSettings:
         valid: data specs of held-out text whose loss is logged.
         seqlen: tokens in a sequence, at most the model's limit; None is default_seqlen or that.
         separate_documents: no attention across documents of a packed row.
+        train_only: globs of the parameters that are trained; all others stay as they are.
         steps, tokens: length of the run, one of the two; with a preset by default the paper's.
         batch_size: sequences in a step over all processes.
         micro_batch: sequences that one process computes at once; None chooses a divisor.
@@ -111,6 +122,7 @@ class TrainSettings:
     seqlen: int | None = None
     default_seqlen: int = 256
     separate_documents: bool = False
+    train_only: tuple[str, ...] = ()
     steps: int | None = None
     tokens: int | None = None
     batch_size: int = 512
@@ -189,7 +201,7 @@ class TrainSettings:
         """
         check_options(door, options, (f.name for f in fields(cls)))
         given = {key: value for key, value in options.items() if value is not None}
-        for name in ("data", "valid", "ppl", "tasks", "task_dirs"):
+        for name in ("data", "valid", "train_only", "ppl", "tasks", "task_dirs"):
             if isinstance(given.get(name), str):
                 given[name] = (given[name],)
             elif name in given:

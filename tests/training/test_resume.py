@@ -9,6 +9,7 @@ import traceback
 import pytest
 import torch
 
+import tiny_models
 from compress.checkpoints import workspace
 from compress.errors import RequestError
 from compress.training import checkpointing, finishing, trainer
@@ -122,8 +123,6 @@ def test_losses_don_t_depend_on_where_logs_fall(config, text, tmp_path):
 def test_dropout_resumes_too(text, tmp_path):
     import transformers
 
-    import tiny_models
-
     source = tmp_path / "gpt2"
     config = transformers.GPT2Config(
         vocab_size=128, n_embd=32, n_layer=2, n_head=4, n_positions=64,
@@ -136,6 +135,20 @@ def test_dropout_resumes_too(text, tmp_path):
     assert run(job(source, text, places[0])) == 0
     assert run(job(source, text, places[1]), "3") == signal.SIGKILL
     assert run(job(source, text, places[1], resume=True)) == 0
+    assert outcome(places[0]) == outcome(places[1])
+
+
+def test_a_run_that_trains_a_part_resumes_as_that_part(text, tmp_path):
+    """The optimizer's file holds some parameters: they are matched with the right ones."""
+    source = tiny_models.make_checkpoint("llama", tmp_path / "source")
+    more = {"train_only": "*.1.mlp", "gradient_checkpointing": True, "objective": "ntp"}
+    places = [tmp_path / name / "out" for name in ("whole", "killed")]
+    assert run(job(source, text, places[0], **more)) == 0
+    assert run(job(source, text, places[1], **more), "3") == signal.SIGKILL
+    with pytest.raises(RequestError, match="train_only"):
+        other = {**more, "train_only": "*.0.mlp"}
+        job(source, text, places[1], resume=True, **other)(lambda *a: None)
+    assert run(job(source, text, places[1], resume=True, **more)) == 0
     assert outcome(places[0]) == outcome(places[1])
 
 
@@ -161,7 +174,6 @@ def test_killed_in_a_reset_cycle_with_spikes_and_four_bits_it_resumes(
 def test_an_edited_checkpoint_resumes(arch, text, tmp_path):
     """Low-rank modules and the guard come back: the stock Trainer would leave them as they were."""
     import compress
-    import tiny_models
     from compress.checkpoints import edits
 
     model = tiny_models.build(arch)
