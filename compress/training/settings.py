@@ -32,18 +32,8 @@ DOORS: dict[str, dict[str, Any]] = {
         "batch_size": 512,
         "weight_decay": 0.0,
     },
-    "cd-moe-condense": {
-        "default_seqlen": 256,
-        "batch_size": 8,
-        "lr": 5e-5,
-        "schedule": "linear",
-        "warmup": 0.0,
-        "min_lr": 0.0,
-        "weight_decay": 0.0,
-    },
 }
-"""Each command's defaults, those of its paper; every option can be given to every train-* command.
-cd-moe-condense trains the layers that it condensed, by its `--finetune` options."""
+"""Each command's defaults, those of its paper; every option can be given to every command."""
 
 OBJECTIVES = ("ntp", "meap")
 SCHEDULES = ("cosine", "linear", "constant", "wsd")

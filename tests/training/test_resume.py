@@ -145,8 +145,8 @@ def test_a_run_that_trains_a_part_resumes_as_that_part(text, tmp_path):
     places = [tmp_path / name / "out" for name in ("whole", "killed")]
     assert run(job(source, text, places[0], **more)) == 0
     assert run(job(source, text, places[1], **more), "3") == signal.SIGKILL
+    other = {**more, "train_only": "*.0.mlp"}
     with pytest.raises(RequestError, match="train_only"):
-        other = {**more, "train_only": "*.0.mlp"}
         job(source, text, places[1], resume=True, **other)(lambda *a: None)
     assert run(job(source, text, places[1], resume=True, **more)) == 0
     assert outcome(places[0]) == outcome(places[1])
