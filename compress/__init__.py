@@ -35,6 +35,7 @@ _ROOMS = {
     "channels",
     "checkpoints",
     "data",
+    "drought",
     "errors",
     "evaluation",
     "experts",

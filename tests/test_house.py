@@ -15,7 +15,7 @@ ORDER = [
     {"cli"},
     {"demonstration", "diagnosis", "exporting"},
     {"study"},
-    {"spectra", "sparsity", "experts", "channels"},
+    {"spectra", "sparsity", "experts", "channels", "drought"},
     {"training"},
     {"calibration"},
     {"evaluation"},
