@@ -113,6 +113,16 @@ class CompressQuantizer(HfQuantizer):
         """Return the converters that read the guarded and the packed weights."""
         return self._conversions
 
+    def update_weight_conversions(
+        self, weight_conversions: list[Any], model: PreTrainedModel | None = None
+    ) -> list[Any]:
+        """Put ours before the family's.
+
+        At most one converter takes a name, and in transformers 5.17 a family's pattern
+        for a weight also takes the packed tensors, whose names begin with it.
+        """
+        return [*self._conversions, *weight_conversions]
+
     def _process_model_after_weight_loading(
         self,
         model: PreTrainedModel,

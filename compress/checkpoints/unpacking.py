@@ -6,14 +6,20 @@ stacked experts are expanded one by one, then merged by the family's own convert
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, core_model_loading
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import ConversionOps, MergeModulelist, WeightConverter
+from transformers.core_model_loading import (
+    ConversionOps,
+    MergeModulelist,
+    WeightConverter,
+    WeightRenaming,
+)
 
 from compress.checkpoints.edits.bitmask import weights
 from compress.checkpoints.packing import MASK, VALUES, can_pack, expand, pack
@@ -58,7 +64,7 @@ class Pack(ConversionOps):
     ) -> dict[str, Any]:
         """Convert the one tensor of `input_dict`."""
         (weight,) = _tensors(input_dict, source_patterns[0])
-        return dict(zip(target_patterns, pack(weight)))
+        return _stored(dict(zip(target_patterns, pack(weight))), kwargs)
 
     @property
     def reverse_op(self) -> ConversionOps:
@@ -121,7 +127,7 @@ class PackExperts(ConversionOps):
         for name, weight in tensors.items():
             values, mask = pack(weight)
             packed[self.prefix + name + VALUES], packed[self.prefix + name + MASK] = values, mask
-        return packed
+        return _stored(packed, kwargs)
 
     @property
     def reverse_op(self) -> ConversionOps:
@@ -221,19 +227,46 @@ def _conversions(
                     )
                 sources = [prefix + pattern for pattern in converter.source_patterns]
                 operation = ExpandExperts(converter, prefix)
-            patterns = [_anchored(source, model, any_prefix) for source in sources]
-            pairs = [pattern + suffix for pattern in patterns for suffix in (VALUES, MASK)]
+            pairs = [
+                _anchored(source + suffix, model, any_prefix)
+                for source in sources
+                for suffix in (VALUES, MASK)
+            ]
             yield WeightConverter(pairs, _anchored(name, model, False), [operation])
 
 
 def _anchored(name: str, model: PreTrainedModel, any_prefix: bool) -> str:
-    """Return the pattern of a full name; the file may be of a class with or without a head."""
+    """Return the pattern of a full name; the file may be of a class with or without a head.
+
+    It ends where the name ends: `down_proj` doesn't take `down_proj_bias`.
+    """
     start = "^"
     if any_prefix and model.base_model_prefix:
         prefix = f"{model.base_model_prefix}."
         start, name = f"^(?:{prefix})?", name.removeprefix(prefix)
     head, star, tail = name.partition("*.")
-    return start + head.replace(".", r"\.") + star + tail.replace(".", r"\.")
+    return start + head.replace(".", r"\.") + star + tail.replace(".", r"\.") + r"(?!\w)"
+
+
+def _stored(packed: dict[str, Tensor], options: dict[str, Any]) -> dict[str, Tensor]:
+    """Give packed tensors the names of the family's files.
+
+    Newer transformers does so itself; 5.17 renames only what no converter takes.
+    """
+    if hasattr(core_model_loading, "apply_renamings"):
+        return packed
+    conversions = getattr(options["model"], "_weight_conversions", None) or []
+    renamings = [
+        entry.reverse_transform()
+        for entry in reversed(conversions)
+        if isinstance(entry, WeightRenaming)
+    ]
+    return {
+        functools.reduce(
+            lambda key, entry: entry.rename_source_key(key)[0], renamings, name
+        ): tensor
+        for name, tensor in packed.items()
+    }
 
 
 def _tensors(tensors: dict[str, Any], pattern: str) -> list[Tensor]:
