@@ -520,6 +520,8 @@ def test_further_families(kind):
     if kind not in CONFIG_MAPPING:
         pytest.skip(f"this version of transformers has no `{kind}`")
     model = default_skeleton(kind)
+    if kind == "aria_text" and hasattr(model.get_submodule("model.layers.0.mlp.experts"), "fc1"):
+        pytest.skip("this version of transformers keeps its experts in a class of their own")
     anatomy = read_anatomy(model)
     check_complete(model, anatomy)
     inside = sum(
