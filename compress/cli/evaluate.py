@@ -22,6 +22,29 @@ LONG = "Long context (tasks needle, multidoc, longreason)"
     help="compare every MODEL with this one, on the same examples",
 )
 @opt.EVALUATION
+@opt.options(
+    option(
+        "--accuracy",
+        multiple=True,
+        callback=opt.comma_list,
+        metavar="DATA,…",
+        heading="Evaluation",
+        help="top-1 and top-5 on labelled images: class folders, parquet, a Hub id",
+    ),
+    option(
+        "--image-size",
+        type=click.IntRange(min=1),
+        metavar="N",
+        heading="Evaluation",
+        help="side of these images  [default: that of the model's processor]",
+    ),
+    option(
+        "--skip-bad",
+        is_flag=True,
+        heading="Evaluation",
+        help="leave out images that can't be read, and say how many",
+    ),
+)
 @opt.REGISTRY
 @opt.options(
     option(
@@ -100,7 +123,7 @@ LONG = "Long context (tasks needle, multidoc, longreason)"
 @opt.SOURCE
 @opt.SAY
 def command(models: tuple[str, ...], as_json: bool, quiet: bool, **given: Any) -> None:
-    """Measure perplexity, tasks, speed and memory of one model or several.
+    """Measure perplexity, tasks, accuracy, speed and memory of one model or several.
 
     Example: compress eval ./llama-1b-s60 --against ./llama-1b --ppl wiki.txt
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from compress.checkpoints.placement import resolve_device, resolve_dtype
 from compress.checkpoints.source import open_source
 from compress.errors import RequestError
+from compress.evaluation.accuracy import check_accuracy, measure_accuracy
 from compress.evaluation.depth import check_files
 from compress.evaluation.long_context.settings import read_settings, split_tasks
 from compress.evaluation.measures import (
@@ -90,6 +91,9 @@ def evaluate(
     eval_seqlen: int | None = None,
     stride: int | None = None,
     speed: bool = False,
+    accuracy: Sequence[str] = (),
+    image_size: int | None = None,
+    skip_bad: bool = False,
     registry: str | Path | None = None,
     context_lengths: Sequence[int] = (),
     depths: Sequence[float] = (),
@@ -116,6 +120,9 @@ def evaluate(
         against: the model to compare with; measured on the same examples.
         ppl, tasks, task_dirs, limit, stride, speed: see measure.
         eval_seqlen: window of the perplexity; default the smaller of 2048 and the models' limits.
+        accuracy: data specs of labelled images, for image classifiers.
+        image_size: side of these images instead of the models' own.
+        skip_bad: leave out images that can't be read.
         registry: a file of own corpora beside the shipped ones, for ppl and haystack.
         context_lengths, depths, documents, hops, per_cell, choices, haystack, qa, attention: of the
             tasks needle, multidoc and longreason; see LongContext.
@@ -135,9 +142,10 @@ def evaluate(
         RunError: a loss isn't finite.
     """
     tasks = _split(tasks)
-    if not (ppl or tasks or speed):
+    accuracy = [accuracy] if isinstance(accuracy, str) else list(accuracy)
+    if not (ppl or tasks or speed or accuracy):
         raise RequestError(
-            "nothing to measure", hint="give one or more of --ppl, --tasks and --speed"
+            "nothing to measure", hint="give one or more of --ppl, --tasks, --accuracy and --speed"
         )
     named = [models] if isinstance(models, str | Path) else list(models)
     names = list(dict.fromkeys(map(str, [*named, *([against] if against is not None else [])])))
@@ -149,6 +157,8 @@ def evaluate(
     for source in sources.values():
         if ppl or tasks:
             check_model(source, eval_seqlen, bool(ppl))
+        if accuracy:
+            check_accuracy(source, accuracy, image_size)
     long = read_settings(
         split_tasks(tasks)[0], seed, lengths=context_lengths, depths=depths, documents=documents,
         hops=hops, per_cell=per_cell, choices=choices, haystack=haystack,
@@ -173,6 +183,12 @@ def evaluate(
             seed=seed,
             progress=_named(progress, name) if len(sources) > 1 else progress,
         )
+        if accuracy:
+            scores = measure_accuracy(
+                source, accuracy, device=place, dtype=kind, limit=limit, image_size=image_size,
+                skip_bad=skip_bad, progress=progress,
+            )  # fmt: skip
+            measures[name] = replace(measures[name], accuracy=scores)
     base = None if against is None else str(against)
     found = Evaluation(measures, base, tuple(_notes(measures, base)))
     if png is not None:
@@ -204,6 +220,8 @@ def _notes(measures: Mapping[str, Measures], against: str | None) -> list[str]:
         for task, score in first.tasks.items()
         if "left_out" in score.details
     ]
+    for value in first.accuracy.values():
+        notes += value.notes
     if against is None:
         return notes
     base = measures[against]

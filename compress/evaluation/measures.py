@@ -15,6 +15,7 @@ from compress.checkpoints.placement import compute_dtype
 from compress.checkpoints.source import Source
 from compress.data.specs import load_documents, parse_spec
 from compress.errors import RequestError
+from compress.evaluation.accuracy import Accuracy
 from compress.evaluation.compare import compare_items, compare_windows
 from compress.evaluation.long_context.planning import LongTasks
 from compress.evaluation.long_context.running import run_long_tasks
@@ -36,11 +37,13 @@ class Measures:
         perplexity: data spec -> Perplexity.
         tasks: task name -> TaskScore.
         speed: or None.
+        accuracy: data spec -> Accuracy of an image classifier.
     """
 
     perplexity: dict[str, Perplexity] = field(default_factory=dict)
     tasks: dict[str, TaskScore] = field(default_factory=dict)
     speed: Speed | None = None
+    accuracy: dict[str, Accuracy] = field(default_factory=dict)
 
     def as_receipt(self) -> dict[str, Any]:
         """Plain values in CONTRACT's shape; what was not measured is absent."""
@@ -51,13 +54,17 @@ class Measures:
             entry["tasks"] = {k: v.as_receipt() for k, v in self.tasks.items()}
         if self.speed is not None:
             entry["speed"] = self.speed.as_receipt()
+        if self.accuracy:
+            entry["accuracy"] = {k: v.as_receipt() for k, v in self.accuracy.items()}
         return entry
 
     def as_items(self) -> dict[str, Any]:
         """The outcome of every window and item, by which reports pair two runs."""
         windows = {key: value.losses.tolist() for key, value in self.perplexity.items()}
         tasks = {key: dict(value.items) for key, value in self.tasks.items()}
-        return {"perplexity": windows, "tasks": tasks}
+        images = {key: dict(value.items) for key, value in self.accuracy.items()}
+        kinds = {"perplexity": windows, "tasks": tasks}
+        return {**kinds, "accuracy": images} if images else kinds
 
     def to_json(self) -> str:
         """Everything, outcomes included, as JSON that `from_json` reads back to the last bit."""
@@ -67,7 +74,9 @@ class Measures:
         }
         tasks = {key: vars(value) for key, value in self.tasks.items()}
         speed = None if self.speed is None else vars(self.speed)
-        return json.dumps({"perplexity": perplexities, "tasks": tasks, "speed": speed})
+        images = {key: vars(value) for key, value in self.accuracy.items()}
+        kinds = {"perplexity": perplexities, "tasks": tasks, "speed": speed}
+        return json.dumps({**kinds, "accuracy": images})
 
     @classmethod
     def from_json(cls, text: str) -> Measures:
@@ -80,6 +89,7 @@ class Measures:
             perplexity={key: Perplexity(**value) for key, value in data["perplexity"].items()},
             tasks={key: TaskScore(**value) for key, value in data["tasks"].items()},
             speed=None if data["speed"] is None else Speed(**data["speed"]),
+            accuracy={k: Accuracy(**v) for k, v in data.get("accuracy", {}).items()},
         )
 
 
@@ -342,5 +352,10 @@ def compare(before: Measures, after: Measures) -> dict[str, dict[str, Any]]:
             for metric, outcomes in score.more.items():
                 further = compare_items(twin.more[metric], outcomes).as_receipt()
                 tasks[name][metric] = further
-    parts = {"perplexity": texts, "tasks": tasks}
+    images = {
+        spec: compare_items(before.accuracy[spec].items, value.items).as_receipt()
+        for spec, value in after.accuracy.items()
+        if spec in before.accuracy and before.accuracy[spec].items.keys() == value.items.keys()
+    }
+    parts = {"perplexity": texts, "tasks": tasks, "accuracy": images}
     return {kind: entries for kind, entries in parts.items() if entries}

@@ -23,7 +23,7 @@ def evaluation_table(result: Mapping[str, Any]) -> str:
     models = sorted(result["models"], key=lambda model: model["source"] != against)
     names = short_names([model["source"] for model in models])
     blocks = []
-    for kind, shown in (("perplexity", _perplexity), ("tasks", _task)):
+    for kind, shown in (*(("perplexity", _perplexity), ("tasks", _task), ("accuracy", _accuracy)),):
         keys = dict.fromkeys(
             key
             for model in models
@@ -79,6 +79,11 @@ def _task(entry: Mapping[str, Any]) -> tuple[str, str]:
     value = entry.get("acc", entry.get(metric, 0.0))
     error = f" ± {entry['stderr']:.3f}" if "stderr" in entry else ""
     return f"{metric}, {entry['n']} items", f"{value:.3f}{error}"
+
+
+def _accuracy(entry: Mapping[str, Any]) -> tuple[str, str]:
+    error = f" ± {entry['stderr']:.3f}" if "stderr" in entry else ""
+    return f"accuracy, {entry['n']} images", f"{entry['top1']:.3f}{error}  top5 {entry['top5']:.3f}"
 
 
 def _change(compared: Mapping[str, Any], kind: str) -> str:

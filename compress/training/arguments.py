@@ -6,17 +6,85 @@ import dataclasses
 import importlib.util
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from transformers import TrainingArguments
 
 from compress.errors import RequestError
 from compress.training.schedule import make_schedule
-from compress.training.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from compress.training.settings import TrainSettings
 
 _MOST_AT_ONCE = {"cpu": 8, "cuda": 32, "mps": 8}
 _LEAST_SAVED = 1000
+
+
+class Arranged(Protocol):
+    """The options of a training run that the Trainer's arguments are made of.
+
+    TrainSettings has them for text, LoopSettings for all else.
+    """
+
+    @property
+    def lr(self) -> float | None:
+        """Peak learning rate."""
+
+    @property
+    def schedule(self) -> str:
+        """Shape of the rate."""
+
+    @property
+    def warmup(self) -> float:
+        """Steps, or below 1 a share of them."""
+
+    @property
+    def min_lr(self) -> float:
+        """Last rate over the peak."""
+
+    @property
+    def max_grad_norm(self) -> float:
+        """Norm to which gradients are clipped; 0 is off."""
+
+    @property
+    def precision(self) -> str:
+        """float32, bf16, fp16 or pure-bf16."""
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Whether activations are computed again."""
+
+    @property
+    def compile(self) -> bool:
+        """Whether the model is compiled."""
+
+    @property
+    def fsdp(self) -> bool:
+        """Whether the model is sharded."""
+
+    @property
+    def deepspeed(self) -> str | None:
+        """A DeepSpeed config."""
+
+    @property
+    def workers(self) -> int:
+        """Processes that make batches."""
+
+    @property
+    def seed(self) -> int:
+        """Of every random choice."""
+
+    @property
+    def log_every(self) -> int | None:
+        """Steps between logs."""
+
+    @property
+    def save_every(self) -> int | None:
+        """Steps between checkpoints."""
+
+    def run_steps(self) -> int:
+        """Length of the run in steps."""
 
 
 class Arrangement(NamedTuple):
@@ -55,7 +123,7 @@ def arrange(batch: int, processes: int, micro: int | None, device: str) -> Arran
     return Arrangement(micro, own // micro)
 
 
-def check_device(settings: TrainSettings, device: str) -> None:
+def check_device(settings: Arranged, device: str) -> None:
     """Refuse what the device can't do.
 
     Raises:
@@ -90,7 +158,7 @@ def launched_with_fsdp() -> bool:
 
 
 def training_arguments(
-    settings: TrainSettings, directory: Path, device: str, arrangement: Arrangement
+    settings: Arranged, directory: Path, device: str, arrangement: Arrangement
 ) -> TrainingArguments:
     """Make the arguments of the transformers Trainer.
 
@@ -147,12 +215,12 @@ def training_arguments(
     return args
 
 
-def log_every(settings: TrainSettings) -> int:
+def log_every(settings: Arranged) -> int:
     """Return how many steps a logged mean is over: a hundredth of the run, at most 10."""
     return settings.log_every or min(max(settings.run_steps() // 100, 1), 10)
 
 
-def save_every(settings: TrainSettings) -> int:
+def save_every(settings: Arranged) -> int:
     """Return the steps between checkpoints: a tenth of the run, at most 1000."""
     return settings.save_every or min(max(settings.run_steps() // 10, 1), _LEAST_SAVED)
 

@@ -28,6 +28,8 @@ class Display(TrainerCallback):
         tokens_a_step: of the whole batch.
         progress, say: where to.
         tensorboard: a directory for event files, None for none.
+        unit: what is counted instead of tokens.
+        task: the bar's name.
     """
 
     def __init__(
@@ -38,12 +40,15 @@ class Display(TrainerCallback):
         progress: Progress = silent,
         say: Callable[[str], None] = lambda text: None,
         tensorboard: Path | None = None,
+        unit: str = "tokens",
+        task: str = "train",
     ) -> None:
         self.metrics = metrics
         self.tokens_a_step = tokens_a_step
         self.progress = progress
         self.say = say
         self._tensorboard = tensorboard
+        self._unit, self._task = unit, task
         self._writer: Any = None
         self._file: IO[str] | None = None
         self._note = ""
@@ -83,7 +88,7 @@ class Display(TrainerCallback):
             control.should_log = True
         self._saving_since = time.perf_counter()
         if state.is_world_process_zero:
-            self.progress("train", state.global_step, state.max_steps, self._note)
+            self.progress(self._task, state.global_step, state.max_steps, self._note)
 
     def on_log(
         self,
@@ -100,7 +105,7 @@ class Display(TrainerCallback):
         entry |= {key: value for key, value in logs.items() if key not in ("epoch", "total_flos")}
         if "loss" in logs:
             entry |= self._pace(state.global_step)
-            self._note = _note(entry)
+            self._note = _note(entry, self._unit)
         self._file.write(json.dumps({k: _finite(v) for k, v in entry.items()}) + "\n")
         self._file.flush()
         if control.should_save:  # a checkpoint never knows more than this file
@@ -144,8 +149,9 @@ class Display(TrainerCallback):
         self._steps, self._seconds = self._steps + steps, self._seconds + spent
         tokens = round(step * self.tokens_a_step)
         if spent <= 0 or steps <= 0:
-            return {"tokens": tokens}
-        return {"tokens": tokens, "tokens_per_s": steps * self.tokens_a_step / spent}
+            return {self._unit: tokens}
+        pace = steps * self.tokens_a_step / spent
+        return {self._unit: tokens, f"{self._unit}_per_s": pace}
 
     def _tell(self, entry: dict[str, Any], state: TrainerState) -> None:
         """Say a line at each tenth of the run, and each validation."""
@@ -180,10 +186,10 @@ class Display(TrainerCallback):
             self._writer = None
 
 
-def _note(entry: dict[str, Any]) -> str:
+def _note(entry: dict[str, Any], unit: str) -> str:
     parts = [f"loss {entry['loss']:.3f}", f"lr {entry['learning_rate']:.2e}"]
-    if "tokens_per_s" in entry:
-        parts.append(f"{fmt.scaled([entry['tokens_per_s']], ('', 'k', 'M'))[0]} tokens/s")
+    if f"{unit}_per_s" in entry:
+        parts.append(f"{fmt.scaled([entry[f'{unit}_per_s']], ('', 'k', 'M'))[0]} {unit}/s")
     if "spikes" in entry:
         parts.append(f"spikes {entry['spikes']:,}")
     return " · ".join(parts)

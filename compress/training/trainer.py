@@ -61,7 +61,8 @@ class Trainer(transformers.Trainer):
     """Trains on a whole schedule of positions.
 
     Args:
-        model: a causal language model, its norms placed and its layers quantised already.
+        model: a causal language model, its norms placed and its layers quantised already; or any
+            module that makes a dict with "loss" of a batch (its own tensors are the checkpoint).
         args: made by `training_arguments`.
         dataset: the run, steps * batch positions long.
         collate: makes batches.
@@ -79,7 +80,7 @@ class Trainer(transformers.Trainer):
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: PreTrainedModel | nn.Module,
         args: TrainingArguments,
         *,
         dataset: Positions,
@@ -266,7 +267,8 @@ class Trainer(transformers.Trainer):
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        stock = not isinstance(self.model, PreTrainedModel)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled or stock:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
             place = Path(resume_from_checkpoint)
@@ -301,10 +303,13 @@ def check_sharded(args: TrainingArguments, model: nn.Module) -> None:
 
 
 def batch_digest(batches: list[dict[str, Tensor]]) -> str:
-    """Return "sha256:…" of the tokens and labels of one step of this process."""
+    """Return "sha256:…" of one step of this process: tokens or images, and labels."""
     whole = hashlib.sha256()
     for batch in batches:
-        for name in ("input_ids", "labels"):
-            array = batch[name].cpu().numpy().astype("<i8")
+        for name in ("input_ids", "images", "labels"):
+            if name not in batch:
+                continue
+            tensor = batch[name].cpu()
+            array = tensor.numpy().astype("<f4" if tensor.is_floating_point() else "<i8")
             whole.update(str(array.shape).encode() + array.tobytes())
     return f"sha256:{whole.hexdigest()[:16]}"

@@ -22,6 +22,7 @@ from compress.checkpoints.edits import (
     deep_norm,
     dense_mlp,
     gated_dense_mlp,
+    identity,
     layer_scale,
     linear,
     lowrank,
@@ -39,8 +40,8 @@ __all__ = ["KINDS", "Fields", "Kind", "apply", "check", "resolve", "spellings", 
 KINDS: dict[str, Kind] = {
     module.KIND.name: module.KIND
     for module in (
-        *(bitmask, branch_norm, conv, deep_norm, dense_mlp, gated_dense_mlp, layer_scale),
-        *(linear, lowrank, norm, normed_input, post_norm, sandwich_norm, scaled_norm),
+        *(bitmask, branch_norm, conv, deep_norm, dense_mlp, gated_dense_mlp, identity),
+        *(layer_scale, linear, lowrank, norm, normed_input, post_norm, sandwich_norm, scaled_norm),
     )
 }
 

@@ -1,7 +1,8 @@
 """`{"kind": "conv", "in": n, "out": m, "groups": g}`: a convolution with other channel counts.
 
 On disk: the same names as before, `NAME.weight [out, in / groups, …]` and `NAME.bias [out]` where
-there was one. Kernel, stride, padding and dilation stay; a number left out stays.
+there was one. A number left out stays; so do padding and dilation, but with another `kernel` the
+padding is half of it, rounded down. `kernel` and `stride` are of every side alike.
 """
 
 from __future__ import annotations
@@ -31,12 +32,13 @@ def make(old: nn.Module, fields: Fields, where: str) -> nn.Module:
                 "give `groups`, or channel counts that are multiples of it",
             )
     cls = next(cls for cls in CLASSES if isinstance(old, cls))
+    kernel = int(fields["kernel"]) if "kernel" in fields else None
     return cls(
         wide,
         tall,
-        old.kernel_size,  # type: ignore[arg-type]
-        stride=old.stride,  # type: ignore[arg-type]
-        padding=old.padding,  # type: ignore[arg-type]
+        old.kernel_size if kernel is None else kernel,  # type: ignore[arg-type]
+        stride=fields.get("stride", old.stride),
+        padding=old.padding if kernel is None else kernel // 2,  # type: ignore[arg-type]
         dilation=old.dilation,  # type: ignore[arg-type]
         groups=groups,
         bias=old.bias is not None,
@@ -45,4 +47,4 @@ def make(old: nn.Module, fields: Fields, where: str) -> nn.Module:
     )
 
 
-KIND = Kind("conv", make, optional=("in", "out", "groups"))
+KIND = Kind("conv", make, optional=("in", "out", "groups", "kernel", "stride"))
