@@ -1,5 +1,7 @@
 """Tiny random networks of every family that `pass-prune` cuts."""
 
+import copy
+
 import torch
 from torch import nn
 from transformers import (
@@ -98,7 +100,7 @@ def build(name, seed=0, dtype=torch.float64):
     """A network in eval mode with weights, norms and running statistics that say something."""
     kind, config = FAMILIES[name]
     torch.manual_seed(seed)
-    model = kind(config).to(dtype).eval()
+    model = kind(copy.deepcopy(config)).to(dtype).eval()
     generator = torch.Generator().manual_seed(seed)
 
     def draw(like, low, high):
@@ -110,7 +112,8 @@ def build(name, seed=0, dtype=torch.float64):
             own = dict(module.named_parameters(recurse=False))
             for key, parameter in own.items():
                 if isinstance(module, (nn.Conv2d, nn.Linear)) and key == "weight":
-                    parameter.mul_(3.0)  # initial weights are so small that little shows
+                    noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                    parameter.copy_(noise * (1.5 / parameter[0].numel()) ** 0.5)
                 else:
                     parameter.copy_(draw(parameter, -1.0, 1.0))
             if isinstance(module, nn.BatchNorm2d):

@@ -16,8 +16,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from compress.checkpoints.edits import (
+    attention,
     bitmask,
     branch_norm,
+    columns,
     conv,
     deep_norm,
     dense_mlp,
@@ -29,6 +31,7 @@ from compress.checkpoints.edits import (
     norm,
     normed_input,
     post_norm,
+    response_norm,
     sandwich_norm,
     scaled_norm,
 )
@@ -40,8 +43,9 @@ __all__ = ["KINDS", "Fields", "Kind", "apply", "check", "resolve", "spellings", 
 KINDS: dict[str, Kind] = {
     module.KIND.name: module.KIND
     for module in (
-        *(bitmask, branch_norm, conv, deep_norm, dense_mlp, gated_dense_mlp, identity),
-        *(layer_scale, linear, lowrank, norm, normed_input, post_norm, sandwich_norm, scaled_norm),
+        *(attention, bitmask, branch_norm, columns, conv, deep_norm, dense_mlp, gated_dense_mlp),
+        *(identity, layer_scale, linear, lowrank, norm, normed_input, post_norm, response_norm),
+        *(sandwich_norm, scaled_norm),
     )
 }
 
