@@ -45,6 +45,7 @@ LONG = "Long context (tasks needle, multidoc, longreason)"
         help="leave out images that can't be read, and say how many",
     ),
 )
+@opt.SPEECH
 @opt.REGISTRY
 @opt.options(
     option(
@@ -123,7 +124,7 @@ LONG = "Long context (tasks needle, multidoc, longreason)"
 @opt.SOURCE
 @opt.SAY
 def command(models: tuple[str, ...], as_json: bool, quiet: bool, **given: Any) -> None:
-    """Measure perplexity, tasks, accuracy, speed and memory of one model or several.
+    """Measure perplexity, tasks, accuracy, word errors, speed, memory of models.
 
     Example: compress eval ./llama-1b-s60 --against ./llama-1b --ppl wiki.txt
 

@@ -227,6 +227,21 @@ EVALUATION = options(
         help="window of the perplexity  [default: 2048 or the model's limit]",
     ),
 )
+SPEECH = options(
+    option(
+        "--wer",
+        multiple=True,
+        metavar="DATA,…",
+        heading="Evaluation",
+        help="word and character error rates on recordings: a folder with manifest.csv",
+    ),
+    option(
+        "--resample",
+        is_flag=True,
+        heading="Evaluation",
+        help="convert recordings of another rate than the model's",
+    ),
+)
 CALIBRATION = options(
     option(
         "--calib",

@@ -63,7 +63,7 @@ def read_rows(path: Path, role: str, limit: int | None) -> list[dict[str, Any]]:
     """
     try:
         if path.is_dir() and is_saved(path):
-            saved = _split_of(path, role)
+            saved = open_split(path, role)
             return list(saved if limit is None else saved.select(range(min(limit, len(saved)))))
         rows: list[dict[str, Any]] = []
         for file in files_of(path, role) if path.is_dir() else [path]:
@@ -304,13 +304,14 @@ def _read_saved(path: Path, column: str | None, role: str, limit: int | None) ->
 
 def open_saved(path: Path, column: str | None, role: str) -> tuple[Any, str]:
     """Open a directory written by `datasets`' save_to_disk: its split of the role, its column."""
-    saved = _split_of(path, role)
+    saved = open_split(path, role)
     names = saved.column_names
     strings = [n for n in names if getattr(saved.features[n], "dtype", "") in _TEXT_TYPES]
     return saved, _choose(column, names, strings, path)
 
 
-def _split_of(path: Path, role: str) -> Any:
+def open_split(path: Path, role: str) -> Any:
+    """Open the split of a role in a directory written by `datasets`' save_to_disk."""
     import datasets
 
     try:

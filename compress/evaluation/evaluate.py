@@ -21,6 +21,7 @@ from compress.evaluation.measures import (
     fitted,
     measure_source,
 )
+from compress.evaluation.speech import check_speech_model
 from compress.progress import Progress, silent
 
 
@@ -94,6 +95,8 @@ def evaluate(
     accuracy: Sequence[str] = (),
     image_size: int | None = None,
     skip_bad: bool = False,
+    wer: str | Sequence[str] = (),
+    resample: bool = False,
     registry: str | Path | None = None,
     context_lengths: Sequence[int] = (),
     depths: Sequence[float] = (),
@@ -123,6 +126,8 @@ def evaluate(
         accuracy: data specs of labelled images, for image classifiers.
         image_size: side of these images instead of the models' own.
         skip_bad: leave out images that can't be read.
+        wer: data specs of recordings with transcripts, for word and character error rates.
+        resample: convert recordings of another rate than the models take.
         registry: a file of own corpora beside the shipped ones, for ppl and haystack.
         context_lengths, depths, documents, hops, per_cell, choices, haystack, qa, attention: of the
             tasks needle, multidoc and longreason; see LongContext.
@@ -143,9 +148,10 @@ def evaluate(
     """
     tasks = _split(tasks)
     accuracy = [accuracy] if isinstance(accuracy, str) else list(accuracy)
-    if not (ppl or tasks or speed or accuracy):
+    if not (ppl or tasks or speed or accuracy or wer):
         raise RequestError(
-            "nothing to measure", hint="give one or more of --ppl, --tasks, --accuracy and --speed"
+            "nothing to measure",
+            hint="give one or more of --ppl, --tasks, --accuracy, --wer and --speed",
         )
     named = [models] if isinstance(models, str | Path) else list(models)
     names = list(dict.fromkeys(map(str, [*named, *([against] if against is not None else [])])))
@@ -159,13 +165,18 @@ def evaluate(
             check_model(source, eval_seqlen, bool(ppl))
         if accuracy:
             check_accuracy(source, accuracy, image_size)
+        if wer:
+            check_speech_model(source)
     long = read_settings(
         split_tasks(tasks)[0], seed, lengths=context_lengths, depths=depths, documents=documents,
         hops=hops, per_cell=per_cell, choices=choices, haystack=haystack,
         qa=None if qa is None else str(qa), attention=attention, png=png,
     )  # fmt: skip
     check_files(png=png)
-    request = check_request(ppl=ppl, tasks=tasks, task_dirs=task_dirs, long=long, registry=registry)
+    request = check_request(
+        ppl=ppl, tasks=tasks, task_dirs=task_dirs, long=long, registry=registry, wer=wer,
+        resample=resample, limit=limit,
+    )  # fmt: skip
     request = fitted(request, list(sources.values()), progress)
     limits = [limit for limit in (s.token_limit() for s in sources.values()) if limit is not None]
     seqlen = eval_seqlen or min([2048, *limits])

@@ -13,14 +13,22 @@ import torch
 
 from compress.checkpoints.placement import compute_dtype
 from compress.checkpoints.source import Source
+from compress.data.audio import Recording
 from compress.data.specs import load_documents, parse_spec
 from compress.errors import RequestError
 from compress.evaluation.accuracy import Accuracy
 from compress.evaluation.compare import compare_items, compare_windows
+from compress.evaluation.error_rates import CHARACTERS, WORDS, ErrorRate, compare_rates
 from compress.evaluation.long_context.planning import LongTasks
 from compress.evaluation.long_context.running import run_long_tasks
 from compress.evaluation.long_context.settings import LongContext, check_model_fits, split_tasks
 from compress.evaluation.perplexity import Perplexity, context_limit, perplexity
+from compress.evaluation.speech import (
+    check_speech_model,
+    open_processor,
+    read_speech,
+    score_speech,
+)
 from compress.evaluation.speed import Speed, measure_speed
 from compress.evaluation.tasks import TaskScore, TaskSet
 from compress.progress import Progress, silent
@@ -38,12 +46,20 @@ class Measures:
         tasks: task name -> TaskScore.
         speed: or None.
         accuracy: data spec -> Accuracy of an image classifier.
+        wer, cer: data spec -> ErrorRate of words, of characters.
     """
 
     perplexity: dict[str, Perplexity] = field(default_factory=dict)
     tasks: dict[str, TaskScore] = field(default_factory=dict)
     speed: Speed | None = None
     accuracy: dict[str, Accuracy] = field(default_factory=dict)
+    wer: dict[str, ErrorRate] = field(default_factory=dict)
+    cer: dict[str, ErrorRate] = field(default_factory=dict)
+
+    @property
+    def has_items(self) -> bool:
+        """Whether there are outcomes of windows, items or utterances."""
+        return bool(self.perplexity or self.tasks or self.accuracy or self.wer)
 
     def as_receipt(self) -> dict[str, Any]:
         """Plain values in CONTRACT's shape; what was not measured is absent."""
@@ -52,6 +68,9 @@ class Measures:
             entry["perplexity"] = {k: v.as_receipt() for k, v in self.perplexity.items()}
         if self.tasks:
             entry["tasks"] = {k: v.as_receipt() for k, v in self.tasks.items()}
+        for unit, rates in ((WORDS, self.wer), (CHARACTERS, self.cer)):
+            if rates:
+                entry[unit] = {k: v.as_receipt() for k, v in rates.items()}
         if self.speed is not None:
             entry["speed"] = self.speed.as_receipt()
         if self.accuracy:
@@ -63,8 +82,13 @@ class Measures:
         windows = {key: value.losses.tolist() for key, value in self.perplexity.items()}
         tasks = {key: dict(value.items) for key, value in self.tasks.items()}
         images = {key: dict(value.items) for key, value in self.accuracy.items()}
-        kinds = {"perplexity": windows, "tasks": tasks}
-        return {**kinds, "accuracy": images} if images else kinds
+        items: dict[str, Any] = {"perplexity": windows, "tasks": tasks}
+        if images:
+            items["accuracy"] = images
+        for unit, rates in ((WORDS, self.wer), (CHARACTERS, self.cer)):
+            if rates:
+                items[unit] = {k: [*zip(v.errors, v.counts)] for k, v in rates.items()}
+        return items
 
     def to_json(self) -> str:
         """Everything, outcomes included, as JSON that `from_json` reads back to the last bit."""
@@ -75,8 +99,12 @@ class Measures:
         tasks = {key: vars(value) for key, value in self.tasks.items()}
         speed = None if self.speed is None else vars(self.speed)
         images = {key: vars(value) for key, value in self.accuracy.items()}
+        rates = {
+            unit: {key: vars(value) for key, value in found.items()}
+            for unit, found in ((WORDS, self.wer), (CHARACTERS, self.cer))
+        }
         kinds = {"perplexity": perplexities, "tasks": tasks, "speed": speed}
-        return json.dumps({**kinds, "accuracy": images})
+        return json.dumps({**kinds, "accuracy": images, **rates})
 
     @classmethod
     def from_json(cls, text: str) -> Measures:
@@ -88,6 +116,8 @@ class Measures:
         return cls(
             perplexity={key: Perplexity(**value) for key, value in data["perplexity"].items()},
             tasks={key: TaskScore(**value) for key, value in data["tasks"].items()},
+            wer={key: ErrorRate(**value) for key, value in data.get(WORDS, {}).items()},
+            cer={key: ErrorRate(**value) for key, value in data.get(CHARACTERS, {}).items()},
             speed=None if data["speed"] is None else Speed(**data["speed"]),
             accuracy={k: Accuracy(**v) for k, v in data.get("accuracy", {}).items()},
         )
@@ -103,12 +133,16 @@ class Request:
         long: opened long-context tasks, or None.
         token_limit: the smallest limit of the models, where it is known beforehand; the default
             lengths of the long-context tasks lie below it.
+        speech: data spec -> recordings whose transcripts are scored.
+        resample: whether recordings of another rate than the model's are converted.
     """
 
     texts: Mapping[str, list[str] | torch.Tensor] = field(default_factory=dict)
     tasks: TaskSet | None = None
     long: LongTasks | None = None
     token_limit: int | None = None
+    speech: Mapping[str, list[Recording]] = field(default_factory=dict)
+    resample: bool = False
 
     @property
     def scores_text(self) -> bool:
@@ -127,6 +161,9 @@ def check_request(
     stride: int | None = None,
     registry: str | Path | None = None,
     seed: int = 0,
+    wer: str | Sequence[str] = (),
+    resample: bool = False,
+    limit: int | None = None,
 ) -> Request:
     """Find the texts and tasks before a long job starts, and look whether the model suits them.
 
@@ -139,6 +176,9 @@ def check_request(
         seqlen, stride: of the perplexity.
         registry: a user's registry file, for `ppl` and the haystack.
         seed: of the long-context tasks' draws.
+        wer: data specs of recordings with transcripts.
+        resample: convert recordings of another rate.
+        limit: at most so many recordings of each.
 
     Returns:
         The texts and tasks, which `measure` takes as `request`.
@@ -155,7 +195,10 @@ def check_request(
     texts = {spec.text: load_documents(spec, role="evaluation") for spec in specs}
     ours, names = split_tasks(tasks)
     opened = TaskSet(names, task_dirs) if names else None
-    request = Request(texts, opened)
+    speech = read_speech(wer, limit) if wer else {}
+    if speech and source is not None:
+        check_speech_model(source)
+    request = Request(texts, opened, speech=speech, resample=resample)
     if ours:
         settings = long or LongContext(ours, seed=seed)
         request = replace(request, long=LongTasks(settings, registry))
@@ -324,6 +367,18 @@ def measure_source(
         )
         del model
         gc.collect()  # the next model needs the room
+    if request.speech:
+        model = source.load(dtype if running == stored else running, device)
+        rates = score_speech(
+            model,
+            open_processor(source),
+            request.speech,
+            resample=request.resample,
+            progress=progress,
+        )
+        found = replace(found, wer=rates[WORDS], cer=rates[CHARACTERS])
+        del model
+        gc.collect()
     if speed:
         model = source.load(dtype, device)
         found = replace(found, speed=measure_speed(model, seed=seed, progress=progress))
@@ -357,5 +412,9 @@ def compare(before: Measures, after: Measures) -> dict[str, dict[str, Any]]:
         for spec, value in after.accuracy.items()
         if spec in before.accuracy and before.accuracy[spec].items.keys() == value.items.keys()
     }
-    parts = {"perplexity": texts, "tasks": tasks, "accuracy": images}
+    parts: dict[str, dict[str, Any]] = {"perplexity": texts, "tasks": tasks, "accuracy": images}
+    for unit in (WORDS, CHARACTERS):
+        old, new = getattr(before, unit), getattr(after, unit)
+        rates = {spec: compare_rates(old[spec], new[spec]) for spec in new if spec in old}
+        parts[unit] = {spec: found.as_receipt() for spec, found in rates.items() if found}
     return {kind: entries for kind, entries in parts.items() if entries}

@@ -23,7 +23,13 @@ def evaluation_table(result: Mapping[str, Any]) -> str:
     models = sorted(result["models"], key=lambda model: model["source"] != against)
     names = short_names([model["source"] for model in models])
     blocks = []
-    for kind, shown in (*(("perplexity", _perplexity), ("tasks", _task), ("accuracy", _accuracy)),):
+    for kind, shown in (
+        ("perplexity", _perplexity),
+        ("tasks", _task),
+        ("accuracy", _accuracy),
+        ("wer", _words),
+        ("cer", _characters),
+    ):
         keys = dict.fromkeys(
             key
             for model in models
@@ -84,6 +90,20 @@ def _task(entry: Mapping[str, Any]) -> tuple[str, str]:
 def _accuracy(entry: Mapping[str, Any]) -> tuple[str, str]:
     error = f" ± {entry['stderr']:.3f}" if "stderr" in entry else ""
     return f"accuracy, {entry['n']} images", f"{entry['top1']:.3f}{error}  top5 {entry['top5']:.3f}"
+
+
+def _words(entry: Mapping[str, Any]) -> tuple[str, str]:
+    return _rate(entry, "word error rate")
+
+
+def _characters(entry: Mapping[str, Any]) -> tuple[str, str]:
+    return _rate(entry, "character error rate")
+
+
+def _rate(entry: Mapping[str, Any], name: str) -> tuple[str, str]:
+    error = f" ± {entry['stderr']:.3f}" if "stderr" in entry else ""
+    heading = f"{name}, {entry['utterances']:,} utterances, {entry['words']:,} words"
+    return heading, f"{entry['value']:.3f}{error}"
 
 
 def _change(compared: Mapping[str, Any], kind: str) -> str:

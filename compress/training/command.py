@@ -8,25 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import gc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from compress.checkpoints.placement import resolve_dtype
-from compress.checkpoints.source import Source, open_source
+from compress.checkpoints.source import open_source
 from compress.checkpoints.workspace import Workspace, check_output
 from compress.errors import RequestError
-from compress.evaluation.asked import measure_asked, measured_once
+from compress.evaluation.asked import measured_once
 from compress.evaluation.measures import Measures
-from compress.numerics.ranks import Team, joined
+from compress.numerics.ranks import joined
 from compress.progress import Progress, silent
-from compress.reports.headers import header_line, model_line
 from compress.reports.receipt import Receipt, write_items
 from compress.training import finishing
 from compress.training.checkpointing import saved_checkpoints
 from compress.training.norms import fold_scaled_norms
-from compress.training.preparing import Job, Say, prepare, read_text
+from compress.training.preparing import Job, Say, prepare
 from compress.training.result import TrainResult
 from compress.training.running import CHECKPOINTS, Run, run
 from compress.training.settings import TrainSettings
@@ -115,15 +114,56 @@ def train(
         door: a key of settings.DOORS, whose defaults hold.
     """
     settings = TrainSettings.of_door(door, options)
+    return carry_out(
+        prepare, door, model, output, settings, resume=resume, overwrite=overwrite,
+        progress=progress, say=say, revision=revision, token=token,
+        trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+
+
+def carry_out(
+    prepare: Callable[..., Job],
+    door: str,
+    model: str | Path | None,
+    output: str | Path | None,
+    settings: TrainSettings,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress = silent,
+    say: Say = lambda text: None,
+    **source: Any,
+) -> TrainResult:
+    """Prepare a run, train, write and score; the whole of a training command.
+
+    Args:
+        prepare: makes the Job, as preparing.prepare does.
+        door: the command.
+        model, output: as given.
+        settings: of the run.
+        resume, overwrite, progress, say: as of every command.
+        source: how a Hub model is opened.
+
+    Returns, Raises: as train_spam.
+    """
     if output is None:
         raise RequestError("no output directory", "add `-o OUT`")
     with joined(settings.device) as team:
-        job = _prepare(
-            door, model, Path(output), settings, team, progress, say, overwrite or resume,
-            revision=revision, token=token, trust_remote_code=trust_remote_code,
-        )  # fmt: skip
-        _describe(job)
-        return _run(job, Path(output), overwrite=overwrite, resume=resume)
+        place = Path(output)
+        local = Path(model) if model is not None and Path(model).is_dir() else None
+        check_output(place, overwrite=overwrite or resume, source=local)
+        job = prepare(
+            door,
+            model,
+            settings,
+            team=team,
+            progress=progress if team.first else silent,
+            say=say if team.first else (lambda text: None),
+            **source,
+        )
+        for line in job.lines():
+            job.say(line)
+        return _run(job, place, overwrite=overwrite, resume=resume)
 
 
 def _run(job: Job, output: Path, *, overwrite: bool, resume: bool) -> TrainResult:
@@ -153,31 +193,6 @@ def _run(job: Job, output: Path, *, overwrite: bool, resume: bool) -> TrainResul
             raise
 
 
-def _prepare(
-    door: str,
-    model: str | Path | None,
-    output: Path,
-    settings: TrainSettings,
-    team: Team,
-    progress: Progress,
-    say: Say,
-    replace: bool,
-    **source: Any,
-) -> Job:
-    """Check the request; only the first process talks."""
-    local = Path(model) if model is not None and Path(model).is_dir() else None
-    check_output(output, overwrite=replace, source=local)
-    return prepare(
-        door,
-        model,
-        settings,
-        team=team,
-        progress=progress if team.first else silent,
-        say=say if team.first else (lambda text: None),
-        **source,
-    )
-
-
 def _missing_parents(output: Path) -> list[Path]:
     """Return the directories that making `output` makes as well, the innermost first."""
     return [parent for parent in output.absolute().parents if not parent.exists()]
@@ -193,23 +208,21 @@ def _fingerprint(job: Job) -> dict[str, Any]:
 
 
 def _lead(job: Job, workspace: Workspace) -> TrainResult:
-    """Do the first process's part: text, scores before, training, the result, scores after."""
+    """Do the first process's part: data, scores before, training, the result, scores after."""
     before = _score_before(job, workspace.path / "before.json")
     with job.clock("measure"):
-        store = read_text(job, workspace.path / "text")
-        if job.settings.valid:
-            read_text(job, workspace.path / "valid", "evaluation")
-    _describe_text(job, store.tokens, store.documents)
-    job.team.wait()  # the others find the text
+        store = job.read(workspace.path)
+    job.say(job.data_line(store))
+    job.team.wait()  # the others find the data
     done = run(job, workspace.path)
     with job.clock("save"):
         finishing.save_model(job, done, workspace.result)
     _free(job, done)
     trained = open_source(workspace.result)
-    after = _score(job, trained)
+    after = job.score(trained)
     receipt = finishing.make_receipt(job, done, store, trained, before, after)
     receipt.write(workspace.result)
-    if after.perplexity or after.tasks:
+    if after.has_items:
         write_items(workspace.result, after.as_items())
     with job.clock("save"):
         workspace.commit()
@@ -218,7 +231,7 @@ def _lead(job: Job, workspace: Workspace) -> TrainResult:
 
 
 def _follow(job: Job, workspace: Workspace) -> TrainResult:
-    """Do another process's part: wait for the text, train, wait for the result."""
+    """Do another process's part: wait for the data, train, wait for the result."""
     job.team.wait()
     done = run(job, workspace.path)
     fold_scaled_norms(done.model)
@@ -241,62 +254,4 @@ def _score_before(job: Job, kept: Path) -> Measures:
     if job.start.source is None:
         return Measures()
     source = job.start.source
-    return measured_once(kept, lambda: _score(job, source))
-
-
-def _score(job: Job, source: Source) -> Measures:
-    return measure_asked(
-        source,
-        job.request,
-        job.settings,
-        device=job.device,
-        dtype=resolve_dtype(job.settings.dtype),
-        token_limit=job.start.token_limit(),
-        clock=job.clock,
-        progress=job.progress,
-    )
-
-
-def _describe(job: Job) -> None:
-    """Say what is trained, and how."""
-    settings, model = job.settings, job.model
-    blocks = getattr(model.config.get_text_config(), "num_hidden_layers", 0)
-    count = sum(p.numel() for p in model.parameters())
-    dtype = "random start" if job.start.fresh else "trained weights"
-    job.say(model_line(job.start.name, model.config.model_type, blocks, count, dtype))
-    objective = settings.objective
-    if settings.ratio:
-        objective += (
-            f", {settings.ratio:g} masked by `{job.start.mask.token}`" if job.start.mask else ""
-        )
-    clip = (
-        f"norm clipped to {settings.max_grad_norm:g}" if settings.max_grad_norm else "no clipping"
-    )
-    job.say(
-        header_line(
-            "plan",
-            f"{objective}, {settings.optimizer}, lr {settings.lr:g}, {clip}",
-            f"norms {job.placement.norm}" if settings.norm else "",
-            f"{len(job.quantised.modules)} layers in 4 bits" if job.quantised else "",
-            f"{job.trained.parameters:,} parameters trained" if job.trained else "",
-            f"spikes put in: {settings.inject_spikes}" if settings.inject_spikes else "",
-            f"{settings.run_steps():,} steps of {settings.batch_size} × {settings.length} tokens, "
-            f"seed {settings.seed}",
-        )
-    )
-    for note in job.notes:  # a run may take days: what may go wrong is said first, not last
-        job.say(header_line("note", note))
-
-
-def _describe_text(job: Job, tokens: int, documents: int) -> None:
-    settings = job.settings
-    epochs = settings.run_steps() * settings.batch_size * settings.length / max(tokens, 1)
-    job.say(
-        header_line(
-            "data",
-            f"{', '.join(settings.data)}, {tokens:,} tokens in {documents:,} document"
-            + "s" * (documents != 1),
-            f"read {epochs:.2g} times" if not settings.sft else "",
-            f"validation {', '.join(settings.valid)}" if settings.valid else "",
-        )
-    )
+    return measured_once(kept, lambda: job.score(source))

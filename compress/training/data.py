@@ -157,6 +157,10 @@ class TokenStore:
         self._dtype = np.dtype(meta["dtype"])
         self._maps: dict[str, np.ndarray] = {}
 
+    def receipt(self) -> dict[str, Any]:
+        """What the receipt's "data" tells beside the specs."""
+        return {"tokens": self.tokens, "documents": self.documents, "digest": self.digest}
+
     @property
     def ids(self) -> np.ndarray:
         """All token ids [tokens], memory-mapped."""

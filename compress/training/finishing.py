@@ -13,12 +13,13 @@ from transformers import PreTrainedModel
 from compress.checkpoints.census import census
 from compress.checkpoints.durable import copy_companions, writing
 from compress.checkpoints.placement import resolve_dtype
+from compress.checkpoints.plan import Plan
 from compress.checkpoints.quiet import without_bars
 from compress.checkpoints.source import Source
 from compress.evaluation.measures import Measures, compare
 from compress.reports.receipt import Receipt
-from compress.training.data import TokenStore
 from compress.training.display import METRICS, loss_png, read_metrics
+from compress.training.feeding import Stored
 from compress.training.losses import MeanLoss
 from compress.training.norms import fold_scaled_norms
 from compress.training.preparing import Job
@@ -46,7 +47,8 @@ def save_model(job: Job, done: Run, directory: Path) -> None:
     elif dtype is not None:
         whole = {k: v.to(dtype) if v.is_floating_point() else v for k, v in whole.items()}
         model.config.dtype = dtype
-    model.config.use_cache = True  # the Trainer turns it off
+    if hasattr(model.config, "use_cache"):
+        model.config.use_cache = True  # the Trainer turns it off
     with writing(directory), without_bars():
         model.save_pretrained(directory, state_dict=whole)
         if job.start.companions:
@@ -55,6 +57,8 @@ def save_model(job: Job, done: Run, directory: Path) -> None:
             job.start.tokenizer.save_pretrained(directory)
         if job.start.mask is not None:
             _suppress(model, job.start.mask.id, directory)
+        if job.plan is not None:
+            job.plan.write(directory / "plan.json")
         shutil.copyfile(done.metrics, directory / METRICS)
         if done.tensorboard.is_dir():
             shutil.copytree(done.tensorboard, directory / "tensorboard")
@@ -82,7 +86,7 @@ def _suppress(model: PreTrainedModel, mask: int, directory: Path) -> None:
 
 
 def make_receipt(
-    job: Job, done: Run, store: TokenStore, trained: Source, before: Measures, after: Measures
+    job: Job, done: Run, stored: Stored, trained: Source, before: Measures, after: Measures
 ) -> Receipt:
     """Make the receipt of a run whose model has been written."""
     start = job.start
@@ -104,13 +108,15 @@ def make_receipt(
         cost={"seconds": job.clock.seconds, "peak_bytes": peak_bytes(job.device)},
         notes=job.notes,
         training=training_entry(job, done),
-        data={
-            "specs": list(job.settings.data),
-            "tokens": store.tokens,
-            "documents": store.documents,
-            "digest": store.digest,
-        },
+        data={"specs": list(job.settings.data), **stored.receipt()},
+        plan=_plan_entry(job.plan),
     )
+
+
+def _plan_entry(plan: Plan | None) -> dict[str, Any] | None:
+    if plan is None:
+        return None
+    return {"file": "plan.json", "digest": plan.digest(), "rows": len(plan.rows)}
 
 
 def training_entry(job: Job, done: Run) -> dict[str, Any]:
@@ -128,7 +134,7 @@ def training_entry(job: Job, done: Run) -> dict[str, Any]:
         "objective": settings.objective,
         "max_grad_norm": settings.max_grad_norm,
         "lr": settings.lr,
-        "norms": job.placement.as_receipt(),
+        "norms": job.placement.as_receipt() if job.placement else None,
         "processes": job.team.size,
         "micro_batch": job.arrangement.micro,
         "accumulation": job.arrangement.accumulation,
@@ -145,7 +151,7 @@ def training_entry(job: Job, done: Run) -> dict[str, Any]:
     if job.start.mask is not None:
         entry["mask_token"] = job.start.mask._asdict()
         entry["mask_ratio"] = settings.ratio
-    return entry
+    return entry | job.extra
 
 
 def _loss(loss: MeanLoss) -> dict[str, Any]:

@@ -10,14 +10,17 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from compress.checkpoints.placement import resolve_device, resolve_dtype
+from compress.checkpoints.plan import Plan
+from compress.checkpoints.source import Source
 from compress.data.specs import DataSpec, parse_spec
 from compress.data.streaming import source_bytes
 from compress.errors import RequestError
-from compress.evaluation.measures import Request, check_request
+from compress.evaluation.asked import measure_asked
+from compress.evaluation.measures import Measures, Request, check_request
 from compress.numerics.ranks import Team
 from compress.progress import Progress
 from compress.reports.clock import Clock
-from compress.training import arguments
+from compress.training import arguments, telling
 from compress.training.data import (
     Encoded,
     PackedRows,
@@ -28,6 +31,7 @@ from compress.training.data import (
     encode_samples,
     write_store,
 )
+from compress.training.feeding import TEXT, VALID, Feed, Stored, text_feed
 from compress.training.freezing import Trained, train_only
 from compress.training.initial import Start, build_model, open_start
 from compress.training.norms import NORMS, Placement, place_norms, placement_of
@@ -55,16 +59,21 @@ class Job:
 
     Attributes:
         settings: with learning rate and sequence length filled in, and whether spikes are watched.
+        placement: how the norms stand; None where that isn't known.
         quantised: which layers compute with 4-bit weights.
         trained: which parameters are trained; None where all are.
         notes: plain sentences for the receipt.
+        plan: of the modules that were changed before training, where some were.
+        extra: further entries of the receipt's "training".
+
+    A subclass trains on something else than text: it reads, feeds and scores in its own way.
     """
 
     door: str
     settings: TrainSettings
     start: Start
     model: PreTrainedModel
-    placement: Placement
+    placement: Placement | None
     request: Request
     team: Team
     device: str
@@ -75,6 +84,40 @@ class Job:
     trained: Trained | None = None
     clock: Clock = field(default_factory=Clock)
     notes: list[str] = field(default_factory=list)
+    plan: Plan | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        """What is said before the run."""
+        return telling.plan_lines(self)
+
+    def read(self, place: Path) -> Stored:
+        """Read the training data, and what it is validated on, into a run's directory."""
+        store = read_text(self, place / TEXT)
+        if self.settings.valid:
+            read_text(self, place / VALID, "evaluation")
+        return store
+
+    def data_line(self, stored: Any) -> str:
+        """What is said of the data once read."""
+        return telling.text_line(self, stored)
+
+    def feed(self, place: Path) -> Feed:
+        """Return what was read as the Trainer takes it."""
+        return text_feed(self, place)
+
+    def score(self, source: Source) -> Measures:
+        """Score a checkpoint as the options ask."""
+        return measure_asked(
+            source,
+            self.request,
+            self.settings,
+            device=self.device,
+            dtype=resolve_dtype(self.settings.dtype),
+            token_limit=self.start.token_limit(),
+            clock=self.clock,
+            progress=self.progress,
+        )
 
     @property
     def ahead(self) -> bool:
@@ -90,9 +133,17 @@ def prepare(
     team: Team,
     progress: Progress,
     say: Say,
+    kind: type[Job] = Job,
+    change: Callable[[PreTrainedModel, Start], None] = lambda model, start: None,
     **source: Any,
 ) -> Job:
     """Check a request and make its model; writes nothing.
+
+    Args:
+        door, model, settings, source: as given.
+        team, progress, say: of the run.
+        kind: the class of the job.
+        change: called with the model once it is built, before its norms are placed.
 
     Raises:
         RequestError: something about the request is wrong.
@@ -113,6 +164,7 @@ def prepare(
                 start.source.check_finite(progress)
             check_text(settings, start.tokenizer)
         built = build_model(start, settings)
+        change(built, start)
         placement = _place_norms(built, settings, start)
         scheme = settings.quantisation()
         quantised = None if scheme is None else quantise_model(built, scheme)
@@ -121,7 +173,7 @@ def prepare(
         settings = _watch_spikes(settings, built, notes)
         if settings.separate_documents:
             check_separation(built)
-    return Job(
+    return kind(
         door,
         settings,
         start,

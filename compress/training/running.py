@@ -13,19 +13,16 @@ from transformers import PreTrainedModel, TrainerCallback
 from compress.checkpoints.quiet import without_bars
 from compress.training import arguments
 from compress.training.checkpointing import last_checkpoint
-from compress.training.data import Positions, TokenStore
 from compress.training.display import METRICS, Display
-from compress.training.losses import MeanLoss, mean_loss
+from compress.training.feeding import Feed, Validate
+from compress.training.losses import MeanLoss
 from compress.training.optimizers import build_optimizer, state_size
-from compress.training.preparing import Job, make_collator, make_rows
+from compress.training.preparing import Job
 from compress.training.settings import TrainSettings
 from compress.training.spikes import SpikeMonitor
 from compress.training.trainer import Trainer
 
 CHECKPOINTS = "checkpoints"
-TEXT, VALID = "text", "valid"
-_VALIDATED = 256  # rows of --valid that are scored during a run
-_WIDER = 4  # without gradients more fits at once
 _TAIL = 0.1  # share of the run whose mean loss is the receipt's
 
 
@@ -79,17 +76,13 @@ class Run:
 
 
 class Validation(TrainerCallback):
-    """Measures the loss on held-out text now and then, clean and, with MEAP, masked too.
+    """Measures the loss on what isn't trained on now and then.
 
     Every process measures, so that a sharded model can; the first one's log is kept.
     """
 
-    def __init__(self, job: Job, store: TokenStore, display: Display) -> None:
-        self.job, self.display = job, display
-        self.rows = {"valid": make_rows(job, store, plain=True)}
-        if job.settings.ratio > 0:
-            self.rows["valid_masked"] = make_rows(job, store)
-        self.every = arguments.eval_every(job.settings)
+    def __init__(self, validate: Validate, every: int, display: Display) -> None:
+        self.measure, self.every, self.display = validate, every, display
         self.trainer: Trainer | None = None
         self.last: dict[str, MeanLoss] = {}
 
@@ -104,42 +97,29 @@ class Validation(TrainerCallback):
             self.trainer.log(logs)
             control.should_log = due  # of the training loss: any log takes it for done
 
-    def measure(self, model: nn.Module, device: torch.device) -> dict[str, MeanLoss]:
-        """Return the losses by kind."""
-        return {
-            kind: mean_loss(
-                model,
-                rows,
-                make_collator(self.job, masked=kind == "valid_masked"),
-                device=device,
-                batch_size=_WIDER * self.job.arrangement.micro,
-                limit=_VALIDATED,
-            )
-            for kind, rows in self.rows.items()
-        }
-
 
 def run(job: Job, place: Path) -> Run:
-    """Train in `place`, a run's OUT.partial, whose text has been tokenised.
+    """Train in `place`, a run's OUT.partial, whose data have been read.
 
     Raises:
         RunError: a loss or gradient isn't finite, memory or disk ran out.
     """
     settings = job.settings
-    rows = make_rows(job, TokenStore(place / TEXT))
+    feed = job.feed(place)
     steps = settings.run_steps()
-    dataset = Positions(rows, steps * settings.batch_size, settings.seed)
     directory = place / CHECKPOINTS
     display = Display(
         place / METRICS,
-        tokens_a_step=tokens_trained(dataset) / steps,
+        tokens_a_step=feed.tokens / steps,
         progress=job.progress,
         say=job.say,
         tensorboard=place / "tensorboard",
     )
-    validation = _validation(job, place, display)
+    validation = []
+    if feed.validate is not None:
+        validation = [Validation(feed.validate, arguments.eval_every(settings), display)]
     monitor = _monitor(settings)
-    trainer = _trainer(job, dataset, directory, [display, *validation], monitor)
+    trainer = _trainer(job, feed, directory, [display, *validation], monitor)
     for callback in validation:
         callback.trainer = trainer
     resumed = job.team.from_first(lambda: last_checkpoint(directory))
@@ -154,16 +134,10 @@ def run(job: Job, place: Path) -> Run:
     if validation and not valid:  # resumed at the end
         placed: Any = trainer.model
         valid = validation[0].measure(placed, trainer.args.device)
-    done = _finished(trainer, dataset, valid, place)
+    done = _finished(trainer, feed.tokens, valid, place)
     done.tokens_per_s = display.tokens_per_s
     done.spikes = None if monitor is None else monitor.receipt()
     return done
-
-
-def _validation(job: Job, place: Path, display: Display) -> list[Validation]:
-    if not job.settings.valid:
-        return []
-    return [Validation(job, TokenStore(place / VALID), display)]
 
 
 def _monitor(settings: TrainSettings) -> SpikeMonitor | None:
@@ -175,7 +149,7 @@ def _monitor(settings: TrainSettings) -> SpikeMonitor | None:
 
 def _trainer(
     job: Job,
-    dataset: Positions,
+    feed: Feed,
     directory: Path,
     callbacks: list[TrainerCallback],
     monitor: SpikeMonitor | None,
@@ -186,23 +160,25 @@ def _trainer(
     def optimizer(model: nn.Module) -> torch.optim.Optimizer:
         lr = settings.lr
         assert lr is not None
-        return build_optimizer(settings.optimizer, model, lr, **settings.optimizer_options())
+        made = build_optimizer(settings.optimizer, model, lr, **settings.optimizer_options())
+        feed.ready(model, made)
+        return made
 
     return Trainer(
         job.model,
         args,
-        dataset=dataset,
-        collate=make_collator(job),
+        dataset=feed.dataset,
+        collate=feed.collate,
         make_optimizer=optimizer,
         change=settings.injection(),
-        observers=() if monitor is None else (monitor,),
+        observers=(*(() if monitor is None else (monitor,)), *feed.observers),
         skip_nonfinite=settings.skip_nonfinite,
         keep=settings.keep,
         callbacks=callbacks,
     )
 
 
-def _finished(trainer: Trainer, dataset: Positions, valid: dict[str, MeanLoss], place: Path) -> Run:
+def _finished(trainer: Trainer, tokens: int, valid: dict[str, MeanLoss], place: Path) -> Run:
     losses = [
         (int(entry["step"]), float(entry["loss"]))
         for entry in trainer.state.log_history
@@ -213,20 +189,9 @@ def _finished(trainer: Trainer, dataset: Positions, valid: dict[str, MeanLoss], 
         trainer,
         losses,
         valid,
-        tokens_trained(dataset),
+        tokens,
         place / METRICS,
         place / "tensorboard",
         state_size(optimizer),
         trainer.skipped,
     )
-
-
-def tokens_trained(dataset: Positions) -> int:
-    """Count the input tokens of a whole run, padding left out."""
-    rows: Any = dataset.rows
-    if not hasattr(rows, "tokens"):
-        return len(dataset) * rows.length
-    whole, left = divmod(len(dataset), len(rows))
-    total = whole * sum(rows.tokens(row) for row in range(len(rows))) if whole else 0
-    places = range(len(dataset) - left, len(dataset))
-    return total + sum(rows.tokens(dataset.place(position)[0]) for position in places)

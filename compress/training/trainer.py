@@ -303,10 +303,10 @@ def check_sharded(args: TrainingArguments, model: nn.Module) -> None:
 
 
 def batch_digest(batches: list[dict[str, Tensor]]) -> str:
-    """Return "sha256:…" of one step of this process: tokens or images, and labels."""
+    """Return "sha256:…" of one step of this process: tokens, images or speech, and labels."""
     whole = hashlib.sha256()
     for batch in batches:
-        for name in ("input_ids", "images", "labels"):
+        for name in ("input_ids", "images", "input_features", "labels"):
             if name not in batch:
                 continue
             tensor = batch[name].cpu()
