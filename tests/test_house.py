@@ -15,7 +15,7 @@ ORDER = [
     {"cli"},
     {"demonstration", "diagnosis", "exporting"},
     {"study"},
-    {"spectra", "sparsity", "experts", "channels", "drought"},
+    {"spectra", "sparsity", "experts", "channels", "drought", "lowrank"},
     {"training"},
     {"calibration"},
     {"evaluation"},
@@ -89,5 +89,6 @@ def test_the_hearts_of_the_methods_are_public():
     assert callable(compress.numerics.allocate)
     assert callable(compress.spectra.shape_metrics)
     assert callable(compress.sparsity.wanda_mask)
+    assert callable(compress.lowrank.truncate)
     with pytest.raises(AttributeError, match="no attribute `prune`"):
         compress.prune  # noqa: B018

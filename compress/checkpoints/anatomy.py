@@ -34,6 +34,13 @@ class Block:
     """Names of its normalisation modules."""
     skipped: tuple[tuple[str, str], ...]
     """(parameter, reason) of every other parameter with two or more dimensions."""
+    pointwise: tuple[Matrix, ...] = ()
+    """Convolutions of width 1, as matrices; skipped by methods that look at linear layers alone."""
+
+    @property
+    def editable(self) -> tuple[Matrix, ...]:
+        """All that a walk can observe and edit: the matrices, and the pointwise convolutions."""
+        return (*self.matrices, *self.pointwise)
 
 
 @dataclass(frozen=True)

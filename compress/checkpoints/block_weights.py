@@ -32,7 +32,7 @@ class BlockWeights:
         self.block = block
         self.dropped: set[str] = set()
         self._streams = list(streams)
-        self._matrices = {matrix.name: matrix for matrix in block.matrices}
+        self._matrices = {matrix.name: matrix for matrix in block.editable}
         self._places = {name: _place(model, name) for name in names}
         self._base = {name: holder[leaf].detach() for name, (holder, leaf) in self._places.items()}
         self._versions = {name: value._version for name, value in self._base.items()}
@@ -131,8 +131,15 @@ class BlockWeights:
         Args:
             staged: the names that the method put into its stages.
         """
-        found = list(self.block.skipped)
+        pointwise = {matrix.parameter for matrix in self.block.pointwise}
+        found = [
+            (name, reason)
+            for name, reason in self.block.skipped
+            if name not in pointwise or name.rpartition(".")[0] not in self._asked
+        ]
         for name, matrix in self._matrices.items():
+            if matrix.parameter in pointwise and name not in self._asked:
+                continue  # told by its parameter
             if name not in staged and name not in self._asked:
                 found.append((name, "not chosen by the method"))
             elif name not in self._asked or not self._was_written(matrix.parameter):

@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from compress.checkpoints import edits
 from compress.checkpoints.edits.blocks import is_placed
 from compress.checkpoints.edits.lowrank import LowRank
+from compress.checkpoints.edits.lowrank_up import LowRankUp
 from compress.checkpoints.edits.scaled_norm import can_fold, fold, is_scaled
 from compress.checkpoints.record import config_of, forget, packed_here
 from compress.checkpoints.save import Workspace, check_output, copy_companions, writing
@@ -176,7 +177,8 @@ def multiply_out(model: PreTrainedModel, progress: Progress = silent) -> tuple[l
         return [], 0.0
     names = list(edits.resolve(model, config.modules, foreign_heads=True).values())
     plain = _plain_skeleton(model)
-    pairs = [name for name in names if isinstance(model.get_submodule(name), LowRank)]
+    factored = (LowRank, LowRankUp)
+    pairs = [name for name in names if isinstance(model.get_submodule(name), factored)]
     norms = [name for name in names if is_scaled(model.get_submodule(name))]
     norms = [name for name in norms if can_fold(model.get_submodule(name))]
     rest = [name for name in names if name not in norms and not _inside(name, pairs)]
@@ -252,8 +254,9 @@ def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
         head = f"{name}." if name else ""
         if isinstance(inner, Conv1D):
             shapes[f"{head}weight"] = shapes[f"{head}weight"][::-1]
-        elif isinstance(inner, LowRank):
-            tall, wide = shapes.pop(f"{head}up.weight")[0], shapes.pop(f"{head}down.weight")[1:]
+        elif isinstance(inner, LowRank | LowRankUp):
+            tall, wide = shapes.pop(f"{head}up.weight")[0], inner.product_shape[1:]
+            shapes.pop(f"{head}down.weight", None)
             shapes[f"{head}weight"] = (tall, *wide)
             if f"{head}up.bias" in shapes:
                 shapes[f"{head}bias"] = shapes.pop(f"{head}up.bias")

@@ -59,10 +59,12 @@ def matrix_view(parameter: torch.Tensor, matrix: Matrix) -> torch.Tensor:
 
     Args:
         parameter: the tensor called `matrix.parameter`, as the model holds it ([out, in],
-            [in, out], or stacked [experts, …, …]).
+            [in, out], stacked [experts, …, …], or a pointwise kernel [out, in, 1]).
         matrix: which part of it.
     """
-    weight = parameter[matrix.expert] if parameter.ndim == 3 else parameter
+    weight = parameter
+    if parameter.ndim == 3:
+        weight = parameter[:, :, 0] if matrix.expert is None else parameter[matrix.expert]
     weight = weight.T if matrix.transposed else weight
     if matrix.rows is not None:
         weight = weight[matrix.rows[0] : matrix.rows[1] : matrix.step]
@@ -79,6 +81,7 @@ class BlockParts(NamedTuple):
     matrices: tuple[Matrix, ...]
     norms: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...]
+    pointwise: tuple[Matrix, ...]
 
 
 class _Weight(NamedTuple):
@@ -95,7 +98,7 @@ class _Weight(NamedTuple):
 
 
 def read_block(name: str, block: nn.Module, tied: Mapping[str, str]) -> BlockParts:
-    """Return the matrices, norms and skipped parameters of `block`.
+    """Return the matrices, norms, skipped parameters and pointwise convolutions of `block`.
 
     Args:
         name: the block's name in the model.
@@ -105,6 +108,7 @@ def read_block(name: str, block: nn.Module, tied: Mapping[str, str]) -> BlockPar
     weights, hidden = list(_weights(block)), _hidden_size(block)
     experts = _expert_holders(block, weights)
     matrices: list[Matrix] = []
+    pointwise: list[Matrix] = []
     skipped: list[tuple[str, str]] = []
     for weight in weights:
         full = f"{name}.{weight.name}"
@@ -117,10 +121,12 @@ def read_block(name: str, block: nn.Module, tied: Mapping[str, str]) -> BlockPar
                 skipped.append((full, "stacked experts whose layout can't be told"))
         elif (reason := _not_a_matrix(weight, experts)) is not None:
             skipped.append((full, reason))
+            if is_pointwise(weight.owner) and weight.leaf == "weight":
+                pointwise.append(_plain(name, weight, experts))
         else:
             matrices.append(_plain(name, weight, experts))
     norms = tuple(f"{name}.{path}" for path, module in block.named_modules() if is_norm(module))
-    return BlockParts(_with_roles(name, matrices), norms, tuple(skipped))
+    return BlockParts(_with_roles(name, matrices), norms, tuple(skipped), tuple(pointwise))
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -135,6 +141,12 @@ def is_linear(module: nn.Module) -> bool:
     weight = module._parameters.get("weight")
     sizes = getattr(module, "out_features", None), getattr(module, "in_features", None)
     return weight is not None and tuple(weight.shape) == sizes
+
+
+def is_pointwise(module: nn.Module) -> bool:
+    """Return whether `module` is a 1-D convolution that maps each position by one matrix."""
+    plain = isinstance(module, nn.Conv1d) and module.groups == 1 and module.kernel_size == (1,)
+    return plain and module.stride == (1,) and module.padding in ((0,), 0, "valid", "same")
 
 
 def _weights(block: nn.Module) -> Iterator[_Weight]:
@@ -208,7 +220,7 @@ def _is_router(weight: _Weight, experts: Mapping[str, int]) -> bool:
 def _plain(block: str, weight: _Weight, experts: Mapping[str, int]) -> Matrix:
     """Return the whole parameter as a Matrix, its role left open."""
     transposed = isinstance(weight.owner, Conv1D)
-    out, into = weight.tensor.shape[::-1] if transposed else weight.tensor.shape
+    out, into = weight.tensor.shape[:2][::-1] if transposed else weight.tensor.shape[:2]
     within = [h for h in experts if weight.path.startswith(f"{h}.")]
     key = weight.path[len(within[0]) + 1 :].partition(".")[0] if within else ""  # 3, expert_3
     number = re.search(r"\d+$", key)

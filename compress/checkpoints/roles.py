@@ -8,7 +8,8 @@ neither tells is "other", which is no error: a role only groups matrices in tabl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol, TypeVar
 
 ROLES = (
     *("q", "k", "v", "o", "qkv", "kv", "gate", "up", "down", "gate_up", "fc1", "fc2"),
@@ -50,6 +51,34 @@ _SECOND = {"dense", "c_proj", "out_proj", "proj", "projection", "wo", "output", 
 _ATTENTION = {"q", "qkv"}
 _FIRST = {"fc1", "gate", "up", "gate_up"}
 _HOLDERS = {"intermediate": "fc1", "output": "fc2"}  # bert's dense layers lie in these
+
+
+_STAGES = (
+    ("q", "k", "v", "qkv"),
+    ("o",),
+    ("gate", "up", "gate_up", "fc1"),
+    ("down", "fc2"),
+)
+
+
+class _HasRole(Protocol):
+    @property
+    def role(self) -> str:
+        """One of ROLES."""
+
+
+M = TypeVar("M", bound=_HasRole)
+
+
+def in_sequence(matrices: Sequence[M]) -> list[list[M]]:
+    """Group a block's matrices into stages, in the order in which the block runs them.
+
+    Attention inputs, attention output, MLP inputs, MLP output; what has another role comes last.
+    """
+    staged = [[m for m in matrices if m.role in roles] for roles in _STAGES]
+    known = {role for roles in _STAGES for role in roles}
+    staged.append([m for m in matrices if m.role not in known])
+    return [stage for stage in staged if stage]
 
 
 def role_of_name(leaf: str) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from compress.checkpoints.anatomy import Matrix
 from compress.checkpoints.experts_tap import ExpertsTap, is_stacked, runs_by_library
+from compress.checkpoints.matrices import is_pointwise
 from compress.checkpoints.padding import TokenRows
 from compress.checkpoints.weight_uses import (
     Addresses,
@@ -122,8 +123,11 @@ class InputTaps:
     def _tapped(
         self, name: str, matrices: list[Matrix], original: Callable[..., Any]
     ) -> Callable[..., Any]:
+        channels_first = is_pointwise(self._model.get_submodule(name))
+
         def forward(*args: Any, **kwargs: Any) -> Any:
-            rows = self._rows.of(args[0] if args else next(iter(kwargs.values())), name)
+            inputs = args[0] if args else next(iter(kwargs.values()))
+            rows = self._rows.of(inputs.mT if channels_first else inputs, name)
             for matrix in matrices:
                 self._seen(matrix, rows)
             self._count(name)

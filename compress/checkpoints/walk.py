@@ -236,7 +236,7 @@ class _Walk:
     def check_observable(self) -> None:
         """Raise RequestError where a stage names matrices whose inputs can't be seen."""
         staged = {name for stages in self.stages.values() for names in stages for name in names}
-        matrices = [m for block in self.blocks.values() for m in block.matrices]
+        matrices = [m for block in self.blocks.values() for m in block.editable]
         check_observable(self.store.loader.model, [m for m in matrices if m.name in staged])
 
     def with_data(self, activations: Activations) -> None:
@@ -336,7 +336,7 @@ class _Walk:
         pass_on: bool,
     ) -> None:
         wanted = set(names)
-        matrices = [matrix for matrix in weights.block.matrices if matrix.name in wanted]
+        matrices = [matrix for matrix in weights.block.editable if matrix.name in wanted]
         if matrices or pass_on:
             with self.timed("collect"):
                 activations.collect(weights, matrices, self.method, pass_on=pass_on)
@@ -383,7 +383,7 @@ class _Walk:
 
     def _stages(self, block: Block) -> list[list[str]]:
         stages = [list(names) for names in self.method.stages(block)]
-        known = {matrix.name for matrix in block.matrices}
+        known = {matrix.name for matrix in block.editable}
         for name in (name for names in stages for name in names):
             if name not in known:
                 raise RequestError(

@@ -51,6 +51,11 @@ COMMANDS: dict[str, Entry] = {
         "mixture-of-experts layers become small dense ones",
         "compress.cli.cd_moe_condense",
     ),
+    "lowrank-svd": Entry(
+        "Make smaller",
+        "layers become two thin ones; or train such a model",
+        "compress.cli.lowrank_svd",
+    ),
     "train-spam": Entry(
         "Train",
         "SPAM, Stable-SPAM and baselines: an Adam that survives spikes",

@@ -28,6 +28,7 @@ from compress.checkpoints.edits import (
     layer_scale,
     linear,
     lowrank,
+    lowrank_up,
     norm,
     normed_input,
     post_norm,
@@ -44,8 +45,8 @@ KINDS: dict[str, Kind] = {
     module.KIND.name: module.KIND
     for module in (
         *(attention, bitmask, branch_norm, columns, conv, deep_norm, dense_mlp, gated_dense_mlp),
-        *(identity, layer_scale, linear, lowrank, norm, normed_input, post_norm, response_norm),
-        *(sandwich_norm, scaled_norm),
+        *(identity, layer_scale, linear, lowrank, lowrank_up, norm, normed_input, post_norm),
+        *(response_norm, sandwich_norm, scaled_norm),
     )
 }
 
@@ -81,7 +82,8 @@ def apply(model: PreTrainedModel, edits: Mapping[str, Fields]) -> None:
                     f"for `{kind}`",
                     "leave it out: it stays as it is",
                 )
-            if wanted.get(here, {}).get("kind") == "lowrank":  # narrowed before: it still is
+            factored = wanted.get(here, {}).get("kind") in ("lowrank", "lowrank_up")
+            if factored:  # narrowed before: it still is
                 size = {key: value for key, value in fields.items() if key in ("in", "out")}
                 wanted[here] = {**size, **wanted[here]}
     swap(model, wanted)
@@ -170,6 +172,10 @@ def swap(model: PreTrainedModel, edits: Mapping[str, Fields]) -> list[str]:
             if new is not old:
                 _settle(old, new)
                 model.set_submodule(name, new)
+        for name in order:
+            link = KINDS[edits[name]["kind"]].link
+            if link is not None:
+                link(model, edits[name], name)
     except BaseException:
         for name, old, cls, state in reversed(done):
             old.__class__ = cls

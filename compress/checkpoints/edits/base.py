@@ -23,8 +23,10 @@ class Kind:
         make: (old module, fields, module name) -> the new module, or the old one changed in place.
             It lies on the old one's device, the meta device included, in the old one's dtype; its
             parameters are new: whoever asks for the edit fills them, or the checkpoint does.
-        required: fields that the edit must have. All fields are whole numbers from 1.
+        required: fields that the edit must have. Fields are whole numbers from 1.
         optional: fields that it may have; left out, the old module's own size stands.
+        names: fields that are names of modules instead.
+        link: (model, fields, module name) -> None: ties the module to others, once all are made.
         in_place: the module keeps its parts, edited ones among them, and its weights; it then has
             no room for an edit of another kind.
     """
@@ -34,6 +36,8 @@ class Kind:
     required: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     in_place: bool = False
+    names: tuple[str, ...] = ()
+    link: Callable[[nn.Module, Fields, str], None] | None = field(default=None, repr=False)
 
     def check(self, fields: Fields, where: str) -> None:
         """Refuse fields that this kind doesn't know, lacks, or that are no positive numbers.
@@ -56,6 +60,13 @@ class Kind:
                 )
         for name in known & set(fields):
             value = fields[name]
+            if name in self.names:
+                if not isinstance(value, str) or not value.isidentifier():
+                    raise RequestError(
+                        f"edit of `{where}`: `{name}` is {value!r}, no module's name",
+                        "correct the plan, or the quantization_config in config.json",
+                    )
+                continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise RequestError(
                     f"edit of `{where}`: `{name}` is {value!r}, but must be a whole number from 1",

@@ -7,7 +7,7 @@ is a convolution of width 1. "in" and "out" are given where the module was narro
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,15 @@ from transformers.pytorch_utils import Conv1D
 
 from compress.checkpoints.edits.base import Fields, Kind, placement, refuse
 from compress.errors import RequestError
+
+
+class _Kept(NamedTuple):
+    """What `down` made of a tensor, for so many more that will ask for it."""
+
+    inputs: Tensor
+    version: int
+    inner: Tensor
+    left: int
 
 
 class LowRank(nn.Module):
@@ -28,6 +37,8 @@ class LowRank(nn.Module):
         super().__init__()
         self.down = down
         self.up = up
+        self.borrowers = 0  # modules beside it that run `down` too
+        self._kept: _Kept | None = None
 
     @property
     def weight(self) -> Tensor:
@@ -46,7 +57,30 @@ class LowRank(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map [..., in] to [..., out]; [B, in, T] to [B, out, T'] for a convolution."""
-        return self.up(self.down(inputs))
+        return self.up(self.inner(inputs) if self.borrowers else self.down(inputs))
+
+    def inner(self, inputs: Tensor) -> Tensor:
+        """Return `down(inputs)`; where several modules ask for it in turn it is computed once.
+
+        Not while gradients are recorded: what is kept would hold their graph.
+        """
+        kept, self._kept = self._kept, None
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self.down(inputs)
+        version = 0 if inputs.is_inference() else inputs._version
+        if kept is not None and kept.inputs is inputs and kept.version == version:
+            if kept.left > 1:
+                self._kept = kept._replace(left=kept.left - 1)
+            return kept.inner
+        found = self.down(inputs)
+        self._kept = _Kept(inputs, version, found, self.borrowers)
+        return found
+
+    @property
+    def product_shape(self) -> tuple[int, ...]:
+        """[out, in], or [out, in, kernel] for a convolution."""
+        down: Any = self.down.weight
+        return (int(self.weight.shape[0]), *(int(size) for size in down.shape[1:]))
 
     def product(self) -> Tensor:
         """Return up · down in float64: [out, in], or [out, in, kernel] for a convolution."""
@@ -65,7 +99,7 @@ def make(old: nn.Module, fields: Fields, where: str) -> LowRank:
         return _convolution(old, fields, where, rank)
     wide, tall = linear_size(old, "lowrank", where)
     wide, tall = int(fields.get("in", wide)), int(fields.get("out", tall))
-    _check_rank(rank, wide, tall, where)
+    check_rank(rank, wide, tall, where)
     place = placement(old)
     down = nn.Linear(wide, rank, bias=False, **place)
     return LowRank(down, nn.Linear(rank, tall, bias=old.bias is not None, **place))
@@ -96,7 +130,7 @@ def _convolution(old: nn.Module, fields: Fields, where: str, rank: int) -> LowRa
         )
     wide = int(fields.get("in", first.in_channels))
     tall = int(fields.get("out", last.out_channels))
-    _check_rank(rank, wide * first.kernel_size[0], tall, where)
+    check_rank(rank, wide * first.kernel_size[0], tall, where)
     place = placement(old)
     down = nn.Conv1d(
         wide,
@@ -112,7 +146,8 @@ def _convolution(old: nn.Module, fields: Fields, where: str, rank: int) -> LowRa
     return LowRank(down, nn.Conv1d(rank, tall, 1, bias=last.bias is not None, **place))
 
 
-def _check_rank(rank: int, wide: int, tall: int, where: str) -> None:
+def check_rank(rank: int, wide: int, tall: int, where: str) -> None:
+    """Raise RequestError where a rank exceeds a matrix's smaller side."""
     if rank > min(wide, tall):
         raise RequestError(
             f"edit of `{where}`: rank {rank} exceeds its smaller side, {min(wide, tall)}",

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from compress.calibration.shared import InputStatistics
 from compress.calibration.statistics import ColumnNorms
 from compress.checkpoints.anatomy import Block, Matrix
 from compress.checkpoints.placement import compute_dtype
@@ -21,7 +22,7 @@ from compress.progress import renamed
 from compress.sparsity.allocators.ground import Ground, Measured, Values, filled
 from compress.sparsity.allocators.maps import by_spread, dlp_spread, outlier_share
 from compress.sparsity.masks import wanda_score
-from compress.sparsity.pruner import STREAM, InputStatistics
+from compress.sparsity.pruner import STREAM
 
 Reduce = Callable[[Sequence[Tensor]], float]
 """From the score matrices of a block, or of one matrix, to a number."""

@@ -1,0 +1,183 @@
+"""`lowrank-svd` from a model to a receipt: measure, spread ranks, factor, save, score."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compress.checkpoints.plan import Plan
+from compress.checkpoints.save import load, on_disk
+from compress.checkpoints.source import Source, open_source
+from compress.checkpoints.workspace import Workspace, check_output
+from compress.errors import RequestError, check_options
+from compress.evaluation.asked import measured_once
+from compress.lowrank.finishing import PLAN_FILE, complete, score
+from compress.lowrank.planned import Planned, make_plan, read_given
+from compress.lowrank.planning import COMMAND
+from compress.lowrank.preparing import Job, Say, load_data, open_job
+from compress.lowrank.result import LowRankResult, describe_model, describe_plan
+from compress.lowrank.settings import LowRankSettings
+from compress.progress import Progress, silent
+from compress.reports.clock import Clock
+from compress.reports.receipt import Receipt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def lowrank_svd(
+    model: str | Path | PreTrainedModel | None = None,
+    output: str | Path | None = None,
+    *,
+    from_scratch: bool = False,
+    plan: str | Path | Plan | None = None,
+    plan_out: str | Path | None = None,
+    dry_run: bool = False,
+    resume: bool = False,
+    overwrite: bool = False,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    trust_remote_code: bool = False,
+    batches: Sequence[Mapping[str, Any]] | None = None,
+    progress: Progress = silent,
+    say: Say = lambda text: None,
+    **options: Any,
+) -> Any:
+    """Make layers of a model products of two thin ones; or train such a model from the start.
+
+    Args:
+        model: a local directory, a Hub id, or a model in memory (which stays as it is).
+        output: the directory to make; None gives the factored model in `result.model`.
+        from_scratch: train a low-rank model from a random start instead: `model` is a config, and
+            `options` are those of `compress.lowrank.scratch.train_from_scratch`.
+        plan: a plan or plan file whose ranks are used.
+        plan_out: where to save the plan as well.
+        dry_run: stop after the plan; nothing else is written.
+        resume: go on from an interrupted run's journal in `OUT.partial`.
+        overwrite: replace a non-empty output, at the end.
+        tokenizer: of a model in memory, where text is read.
+        revision, token, trust_remote_code: of a Hub model.
+        batches: calibration batches to use instead of the text of `calib`: keyword arguments of the
+            model's forward, one mapping a batch.
+        progress, say: told where the job stands; say gets lines for the reader.
+        options: fields of LowRankSettings, such as keep, method, calib, ppl.
+
+    Returns:
+        A LowRankResult: the plan, the receipt and where the model lies. From scratch, what
+        train_from_scratch returns.
+
+    Raises:
+        RequestError: something about the request is wrong; nothing was written.
+        RunError: the run failed part-way; what was finished is kept for `resume`.
+
+    Source: SVD-LLM (arXiv:2403.07378) and what came after; see `truncate` and `sequential`.
+    """
+    if from_scratch:
+        return _train(
+            model, output, resume=resume, overwrite=overwrite, progress=progress, say=say, **options
+        )
+    if model is None:
+        raise RequestError("no model", "`compress lowrank-svd MODEL -o OUT`")
+    settings = _settings(options)
+    clock = Clock()
+    with contextlib.ExitStack() as stack:
+        path = model if isinstance(model, str | Path) else on_disk(model, tokenizer, stack)
+        source = open_source(
+            path, revision=revision, token=token, trust_remote_code=trust_remote_code
+        )
+        if plan_out is not None and not Path(plan_out).absolute().parent.is_dir():
+            raise RequestError(f"`--plan-out {plan_out}`: its directory doesn't exist")
+        place = Path(output) if output is not None and not dry_run else _scratch(stack)
+        check_output(place, overwrite=overwrite or resume, source=source.directory)
+        with clock("load"):
+            job = open_job(source, settings, progress, clock)
+        say(describe_model(job))
+        with clock("measure"):
+            given = read_given(job, plan)
+            load_data(job, batches, say)
+        workspace = stack.enter_context(
+            Workspace.open(
+                place,
+                overwrite=overwrite,
+                resume=resume,
+                fingerprint=_fingerprint(job, given),
+                source=source.directory,
+            )
+        )
+        if workspace.committed:
+            workspace.discard()
+            return LowRankResult(_read_back(place, source), Receipt.read(place), Path(place))
+        result = _run(job, given, workspace, place, plan_out, dry_run, say)
+        if dry_run or output is not None:
+            return result
+        return result.in_memory(load(place))
+
+
+def _run(
+    job: Job,
+    given: Planned | None,
+    workspace: Workspace,
+    output: Path,
+    plan_out: str | Path | None,
+    dry_run: bool,
+    say: Say,
+) -> LowRankResult:
+    """Factor into the workspace, score, and put the result in place."""
+    with job.clock("measure"):
+        planned = make_plan(job, given, workspace)
+    made = planned.plan
+    say(describe_plan(job, made, given is not None))
+    if plan_out is not None:
+        made.write(Path(plan_out))
+    if dry_run:
+        workspace.discard()
+        for note in job.notes:  # there is no receipt to hold them
+            say(f"note      {note}")
+        return LowRankResult(made)
+    before = measured_once(workspace.path / "before.json", lambda: score(job, job.source))
+    return complete(job, planned, workspace, output, before)
+
+
+def _train(model: Any, output: Any, **options: Any) -> Any:
+    """Train from a random start."""
+    try:
+        from compress.lowrank.scratch import train_from_scratch
+    except ImportError as error:
+        raise RequestError(
+            "`--from-scratch` isn't part of this version",
+            "leave it out to factor a trained model",
+        ) from error
+    return train_from_scratch(model, output, **options)
+
+
+def _fingerprint(job: Job, given: Planned | None) -> dict[str, Any]:
+    """What a resumed run must share with the interrupted one."""
+    return {
+        "command": COMMAND,
+        "model": job.source.digest(),
+        "plan": given.plan.digest() if given else None,
+        "data": job.data.digest if job.data else None,
+        "options": job.settings.as_dict(),
+    }
+
+
+def _read_back(place: Path, source: Source) -> Plan:
+    stored = json.loads((Path(place) / PLAN_FILE).read_text(encoding="utf-8"))
+    return Plan(COMMAND, source.digest(), stored["rows"], stored.get("options") or {})
+
+
+def _scratch(stack: contextlib.ExitStack) -> Path:
+    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compress-"))) / "out"
+
+
+def _settings(options: Mapping[str, Any]) -> LowRankSettings:
+    check_options("lowrank_svd", options, (f.name for f in fields(LowRankSettings)))
+    settings = LowRankSettings(**options)
+    settings.check()
+    return settings

@@ -1,0 +1,134 @@
+"""The end of a `lowrank-svd` run: factor, write, score the result, put it in place."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from compress.checkpoints.census import Census, census
+from compress.checkpoints.placement import resolve_dtype
+from compress.checkpoints.plan import Plan
+from compress.checkpoints.source import Source, open_source
+from compress.checkpoints.workspace import Workspace
+from compress.evaluation.asked import measure_asked
+from compress.evaluation.measures import Measures, compare
+from compress.lowrank.applying import Targets, factor_blocks, factor_in_sequence
+from compress.lowrank.factors import common_facts
+from compress.lowrank.planned import Planned
+from compress.lowrank.planning import COMMAND
+from compress.lowrank.preparing import Job
+from compress.lowrank.result import LowRankResult, kept_share
+from compress.lowrank.store import BlockFiles
+from compress.lowrank.writing import write_checkpoint
+from compress.reports.receipt import Receipt, write_items
+
+PLAN_FILE = "plan.json"
+LOADING = (
+    "loading needs `import compress`; `compress export --to stock` multiplies the factors out, "
+    "which is as large and as slow as before"
+)
+
+
+def complete(
+    job: Job, planned: Planned, workspace: Workspace, output: Path, before: Measures
+) -> LowRankResult:
+    """Factor into the workspace, score, and put the result in place."""
+    files = BlockFiles(workspace.path / "factors")
+    with job.clock("apply"):
+        if job.settings.method == "sequential":
+            walked = workspace.path / "walked"
+            if any(block not in files for block in planned.targets.blocks):
+                factor_in_sequence(job, planned.targets, files, walked)
+            shutil.rmtree(walked, ignore_errors=True)
+        else:
+            factor_blocks(job, planned.targets, planned.store, files, planned.gradients)
+    with job.clock("save"):
+        write_checkpoint(job, planned.targets, files, workspace)
+    made, facts = _with_facts(planned.plan, planned.targets, files)
+    made.write(workspace.result / PLAN_FILE)
+    result = open_source(workspace.result)
+    after = score(job, result)
+    receipt = _receipt(job, made, facts, result, before, after)
+    receipt.write(workspace.result)
+    if after.perplexity or after.tasks:
+        write_items(workspace.result, after.as_items())
+    with job.clock("save"):
+        workspace.commit()
+    return LowRankResult(made, receipt, output, None, before, after)
+
+
+def score(job: Job, source: Source) -> Measures:
+    """Score a checkpoint as the options ask."""
+    return measure_asked(
+        source,
+        job.request,
+        job.settings,
+        device=job.device,
+        dtype=resolve_dtype(job.settings.dtype),
+        token_limit=job.source.token_limit(),
+        clock=job.clock,
+        progress=job.progress,
+    )
+
+
+def _with_facts(
+    plan: Plan, targets: Targets, files: BlockFiles
+) -> tuple[Plan, list[dict[str, Any]]]:
+    """The plan with what each layer lost."""
+    facts: dict[str, Any] = {}
+    for block in targets.blocks:
+        facts |= files.note(block)
+    rows = []
+    for row in plan.rows:
+        own = facts.get(row.get("shared", row["module"]), {})
+        rows.append({**row, **own} if row["kind"] == "lowrank" else row)
+    return Plan(plan.command, plan.model_digest, rows, plan.options), list(facts.values())
+
+
+def _receipt(
+    job: Job,
+    plan: Plan,
+    facts: list[dict[str, Any]],
+    result: Source,
+    before: Measures,
+    after: Measures,
+) -> Receipt:
+    with job.clock("save"):
+        counts = [census(source, job.progress) for source in (job.source, result)]
+    return Receipt.build(
+        COMMAND,
+        seed=job.settings.seed,
+        device=job.device,
+        settings=job.settings.as_dict(),
+        model={
+            "source": job.source.name,
+            "architecture": job.source.model_class().__name__,
+            "digest": job.source.digest(),
+        },
+        plan={"file": PLAN_FILE, "digest": plan.digest(), "rows": len(plan.rows)},
+        before={**counts[0]._asdict(), **before.as_receipt()},
+        after={**counts[1]._asdict(), **after.as_receipt()},
+        comparison=compare(before, after),
+        cost={
+            "seconds": job.clock.seconds,
+            "peak_bytes": job.peak_bytes,
+            "passes": job.passes,
+        },
+        notes=[LOADING, *job.notes],
+        calibration=job.data.as_dict() if job.data else None,
+        lowrank=_summary(plan, facts, counts),
+    )
+
+
+def _summary(plan: Plan, facts: list[dict[str, Any]], counts: list[Census]) -> dict[str, Any]:
+    """How much is left, in the three measures that papers use, and what it costs on average."""
+    ranked = [row for row in plan.rows if row["kind"] == "lowrank"]
+    return {
+        "layers": len(plan.rows),
+        "factored": len(ranked),
+        "kept": round(kept_share(plan.rows), 6),
+        "kept_model": round(counts[1].parameters / counts[0].parameters, 6),
+        "rank_ratio": round(sum(r["rank_ratio"] for r in ranked) / max(len(ranked), 1), 6),
+        **common_facts(facts),
+    }

@@ -1,0 +1,178 @@
+"""The plan of a run: read, taken up from an interrupted run, or made from statistics."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from compress.checkpoints.plan import Plan, read_plan
+from compress.checkpoints.workspace import Workspace, write_json
+from compress.errors import RequestError
+from compress.lowrank.applying import Targets
+from compress.lowrank.measuring import measure_inputs
+from compress.lowrank.modules import Unit, units_of
+from compress.lowrank.planning import COMMAND, choose_ranks, rows_of, units_of_plan
+from compress.lowrank.preparing import Job
+from compress.lowrank.spectra import few_tokens, measure_spectra
+from compress.lowrank.statistics import gram_dtype
+from compress.lowrank.store import StatisticsStore
+
+_FILE = "planned.json"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a run will do.
+
+    Attributes:
+        plan: its rows.
+        targets: units that become factors, with ranks.
+        store: statistics of the inputs, where the method has any.
+        gradients: of kfac: layer -> Γ.
+    """
+
+    plan: Plan
+    targets: Targets
+    store: StatisticsStore | None = None
+    gradients: dict[str, Tensor] | None = None
+
+
+def read_given(job: Job, plan: str | Path | Plan | None) -> Planned | None:
+    """Check the plan given.
+
+    Raises:
+        RequestError: it can't be read, isn't for this model, or asks for what can't be.
+    """
+    if plan is None:
+        return None
+    matrices = {m.name: m for m in job.chosen.matrices}
+    if not isinstance(plan, Plan):
+        plan = read_plan(
+            Path(plan), command=COMMAND, model_digest=job.source.digest(), modules=matrices
+        )
+    units, ranks = units_of_plan(plan, matrices)
+    if not any(ranks):
+        raise RequestError("the plan makes factors of no layer")
+    return Planned(plan, Targets.of(units, ranks))
+
+
+def make_plan(job: Job, given: Planned | None, workspace: Workspace) -> Planned:
+    """Measure what the method needs, and spread ranks, unless a plan is given or was made.
+
+    What an interrupted run has measured isn't measured again.
+    """
+    if given is not None:
+        matrices = [m for u in given.targets.units.values() for m in u.matrices]
+        needed = job.settings.measures and not (
+            job.settings.sequential and not (job.settings.save_stats or job.settings.load_stats)
+        )
+        store, gradients = _measured(job, matrices, workspace) if needed else (None, None)
+        return Planned(given.plan, given.targets, store, gradients)
+    store, gradients = _measured(job, job.chosen.matrices, workspace)
+    made = _kept(job, workspace)
+    if made is None:
+        made = _new(job, store, gradients)
+        write_json(workspace.path / _FILE, made.as_dict())
+    units, ranks = units_of_plan(made, {m.name: m for m in job.chosen.matrices})
+    return Planned(made, Targets.of(units, ranks), store, gradients)
+
+
+def _new(job: Job, store: StatisticsStore | None, gradients: dict[str, Tensor] | None) -> Plan:
+    settings = job.settings
+    matrices, inputs = _reached(job, store)
+    units = units_of(matrices, settings.share, inputs)
+    energies: dict[str, Tensor] = {}
+    if settings.rule not in ("fixed", "file") or store is not None:
+        energies = measure_spectra(
+            job.source,
+            units,
+            store,
+            settings,
+            gradients=gradients,
+            device=job.device,
+            progress=job.progress,
+        )
+    parameters = job.source.parameters_on_disk()
+    ranks, facts = choose_ranks(units, energies, settings, parameters)
+    if store is not None:
+        job.notes.extend(few_tokens(units, store, settings))
+    name, value = settings.size
+    options = {
+        "method": settings.method,
+        "alloc": settings.rule,
+        **({} if settings.rule == "file" else {name: value}),
+        **({"share": list(settings.share)} if settings.share else {}),
+        **facts,
+    }
+    return Plan(COMMAND, job.source.digest(), rows_of(units, ranks, energies), options)
+
+
+def _reached(job: Job, store: StatisticsStore | None) -> tuple[list[Any], dict[str, str] | None]:
+    """The layers that tokens reached, and which read one input."""
+    if store is None:
+        return list(job.chosen.matrices), None
+    inputs: dict[str, str] = {}
+    for block in dict.fromkeys(m.block for m in job.chosen.matrices):
+        inputs |= store.alias(block)
+    left = [m.name for m in job.chosen.matrices if m.name not in inputs]
+    if left:
+        job.notes.append(
+            f"not factored: {left[0]}"
+            + (f" and {len(left) - 1} more" if len(left) > 1 else "")
+            + ": no calibration token reached it"
+        )
+    matrices = [m for m in job.chosen.matrices if m.name in inputs]
+    if not matrices:
+        raise RequestError(
+            "no calibration token reached a chosen layer",
+            "the statistics or batches given are of other layers",
+        )
+    return matrices, inputs
+
+
+def _measured(
+    job: Job, matrices: Sequence[Any], workspace: Workspace
+) -> tuple[StatisticsStore | None, dict[str, Tensor] | None]:
+    """The statistics of the inputs, and for kfac the output gradients."""
+    settings = job.settings
+    if not settings.measures:
+        return None, None
+    if settings.load_stats is not None:
+        store = StatisticsStore(Path(settings.load_stats))
+        head = store.check(job.source.digest())
+        job.notes.append(f"statistics taken from `{settings.load_stats}`: {head.get('said')}")
+    else:
+        place = settings.save_stats
+        store = StatisticsStore(Path(place) if place else workspace.path / "statistics")
+        assert job.data is not None
+        report = measure_inputs(
+            job.source,
+            job.batches,
+            [m.name for m in matrices],
+            store,
+            gram=gram_dtype(job.data.tokens),
+            progress=job.progress,
+            **job.options,
+        )
+        job.count(report.passes, report.peak_bytes)
+        said = f"{settings.calib}, {job.data.windows} × {job.data.seqlen}, seed {settings.seed}"
+        store.head(model=job.source.digest(), data=job.data.digest, said=said)
+    gradients = None
+    return store, gradients
+
+
+def _kept(job: Job, workspace: Workspace) -> Plan | None:
+    """The plan that an interrupted run had made here."""
+    try:
+        found = json.loads((workspace.path / _FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return Plan(COMMAND, job.source.digest(), found["rows"], found["options"])
+
+
+__all__ = ["Planned", "Unit", "make_plan", "read_given"]
