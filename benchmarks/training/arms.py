@@ -25,6 +25,7 @@ STABLE_4BIT: dict[str, Any] = {
 }  # fmt: skip
 STABLE = {**STABLE_4BIT, "gamma1": 0.85, "gamma2": 0.99999}
 ADAM: dict[str, Any] = {"optimizer": "adamw", "max_grad_norm": 1.0}
+GALORE = {**ADAM, "optimizer": "galore", "rank": 20}
 FREE = {**ADAM, "max_grad_norm": 0.0}
 
 
@@ -58,15 +59,12 @@ def _norm(kind: str) -> dict[str, Any]:
 
 
 NORMS = ("pre", "post", "mix", "lns")
-# Optimizer of each sweep, its model, and the first three rates tried.
-SWEEPS: dict[str, tuple[dict[str, Any], str, tuple[float, ...]]] = {
-    "adam": (ADAM, "base", (1e-3, 2e-3, 4e-3)),
-    "spam": (SPAM, "base", (1e-3, 2e-3, 4e-3)),
-    "stable-spam": (STABLE, "base", (1e-3, 2e-3, 4e-3)),
-    "spam-25": ({**SPAM, "density": 0.25}, "base", (2e-3, 4e-3, 8e-3)),
-    "galore": ({**ADAM, "optimizer": "galore", "rank": 20}, "base", (8e-3, 1.6e-2, 3.2e-2)),
-    "adam-mini": ({**ADAM, "optimizer": "adam-mini"}, "base", (1e-3, 2e-3, 4e-3)),
-    **{f"norm-{kind}": (_norm(kind), "deep12", (1e-3, 2e-3, 4e-3)) for kind in NORMS},
+# Optimizer of each sweep, and the first rates tried.
+SWEEPS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
+    "adam": (ADAM, (1e-3, 2e-3, 4e-3)),
+    "spam": (SPAM, (1e-3, 2e-3, 4e-3)),
+    "stable-spam": (STABLE, (1e-3, 2e-3, 4e-3)),
+    "galore": (GALORE, (8e-3, 1.6e-2)),
 }
 MOST_RATES = 5
 CENSUS_THRESHOLD = 50.0  # of g² / v; the papers' 5000 finds next to nothing in runs this short
@@ -106,7 +104,7 @@ def _four_bit() -> list[Arm]:
 
 def _norms() -> list[Arm]:
     return [
-        Arm(f"{shape}/{kind}", _norm(kind), f"norm-{kind}", "train_mixln", shape)
+        Arm(f"{shape}/{kind}", _norm(kind), "adam", "train_mixln", shape)
         for shape in ("deep12", "deep24")
         for kind in NORMS
     ]
@@ -122,10 +120,10 @@ def _masked() -> list[Arm]:
 
 def _memory() -> list[Arm]:
     return [
-        Arm("memory/spam d=0.25", {**SPAM, "density": 0.25}, "spam-25"),
-        Arm("memory/spam d=0.5", {**SPAM, "density": 0.5}, "spam-25"),
-        Arm("memory/galore", SWEEPS["galore"][0], "galore"),
-        Arm("memory/adam-mini", SWEEPS["adam-mini"][0], "adam-mini"),
+        Arm("memory/spam d=0.25", {**SPAM, "density": 0.25}, "spam"),
+        Arm("memory/spam d=0.5", {**SPAM, "density": 0.5}, "spam"),
+        Arm("memory/galore", GALORE, "galore"),
+        Arm("memory/adam-mini", {**ADAM, "optimizer": "adam-mini"}, "adam"),
     ]
 
 
@@ -148,34 +146,46 @@ def _followups() -> list[Arm]:
     ]
 
 
-ARMS: list[Arm] = [
-    *_clean(),
-    *_spikes("noise"),
-    *_norms(),
-    *_four_bit(),
-    *_masked(),
-    *_memory(),
-    *_census(),
-    *_followups(),
-    *_spikes("layer"),
-]
+_EXTRA = (
+    *("clean/spam+clip", "noise/spam+clip", "4-bit/adam+clip"),
+    *("memory/spam d=0.5", "meap/meap, annealed"),
+)
+
+
+def _ordered() -> list[Arm]:
+    """All arms, what the questions turn on first: a grid that is cut short answers most of them."""
+    norms, masked, memory = _norms(), _masked(), _memory()
+    whole = [
+        *_clean(),
+        *(arm for arm in norms if arm.shape == "deep12"),
+        *_spikes("noise"),
+        *_followups(),
+        *masked,
+        *_four_bit(),
+        *_census(),
+        *memory,
+        *(arm for arm in norms if arm.shape == "deep24"),
+        *_spikes("layer"),
+    ]
+    return sorted(whole, key=lambda arm: arm.name in _EXTRA)
+
+
+ARMS: list[Arm] = _ordered()
 
 
 def sweep_arms(name: str) -> Arm:
     """The arm of a sweep, without its rate."""
-    options, shape, _ = SWEEPS[name]
-    door = "train_mixln" if name.startswith("norm-") else "train_spam"
-    return Arm(f"sweep/{name}", options, None, door, shape, seeds=(SWEEP_SEED,))
+    return Arm(f"sweep/{name}", SWEEPS[name][0], seeds=(SWEEP_SEED,))
 
 
 def next_rates(name: str, losses: Mapping[float, float]) -> list[float]:
-    """The rates of a sweep still to be tried: three at first, then on beyond a best one at the end.
+    """The rates of a sweep still to be tried: some at first, then on beyond a best one at the end.
 
     Args:
         name: a key of SWEEPS.
         losses: rate -> held-out loss, infinite where a run failed.
     """
-    rates = SWEEPS[name][2]
+    rates = SWEEPS[name][1]
     missing = [rate for rate in rates if rate not in losses]
     if missing or len(losses) >= MOST_RATES:
         return missing

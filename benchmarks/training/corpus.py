@@ -92,7 +92,8 @@ def config(shape: Shape, family: str = "llama") -> Any:
     if family == "gpt2":
         return GPT2Config(
             n_embd=shape.hidden, n_inner=shape.mlp, n_head=shape.heads, n_layer=shape.layers,
-            n_positions=1024, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **common,
+            n_positions=1024, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+            bos_token_id=1, eos_token_id=2, **common,
         )  # fmt: skip
     kind, extra = (LlamaConfig, {"num_key_value_heads": shape.heads, "rms_norm_eps": 1e-6})
     if family == "gpt_neox":

@@ -6,8 +6,8 @@ Each run trains 400 steps of 8 x 128 tokens with one of compress.train_spam, tra
 train_mixln, on one thread, and is then scored on held-out text; all runs of a seed see the same
 tokens in the same order. A finished run is a line in grid.jsonl. The grid goes on where it
 stopped, also inside a run; weights lie in the place. Learning rates: `arms.SWEEPS`, one seed of its
-own, the best of three or more (doubled or halved on while the best is at an end); an arm waits for
-its sweep.
+own, the best of two or more (doubled or halved on while the best is at an end); an arm waits for
+its sweep. What has no sweep of its own takes that of its kind, norms that of Adam.
 
     --only NAMES   arms whose name begins with one of these, comma separated; their sweeps too
     --list         what could start now

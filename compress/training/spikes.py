@@ -120,6 +120,8 @@ class SpikeMonitor:
     def _measure(self, gradients: list[Tensor], means: list[Tensor], limit: float) -> Tensor:
         """Advance the means; return each tensor's (spikes, largest ratio over theta) [n, 2]."""
         assert self._engine is not None
+        if len({g.dtype for g in gradients}) > 1:
+            gradients = [g.float() for g in gradients]
         flat = [[t.reshape(-1) for t in gradients], [m.view(-1) for m in means]]
         rows = [[limit, 1.0 - self.beta, *[0.0] * (SCALARS - 2)]] * len(means)
         scalars = list(on_device(rows, means[0]).unbind())
@@ -128,7 +130,7 @@ class SpikeMonitor:
         counts, ratios = ([results[i, k].clone() for i in range(len(means))] for k in (0, 1))
         lists = [*flat, scalars, counts, ratios]
         some = [[tensors[i] for i in full] for tensors in lists]
-        if full and self._engine.compiled(watch, some) is not None:
+        if full and self._engine.fast(watch, some):
             self._engine.run(watch, some)
             rest = [i for i in range(len(means)) if i not in set(full)]
         else:

@@ -9,7 +9,7 @@ import torch
 
 from compress.errors import RequestError
 from compress.training import SPAM
-from compress.training.optimizers import kernels
+from compress.training.optimizers import kernels, native
 from compress.training.optimizers import spam as module
 from compress.training.optimizers.blocks import block_size, draw_blocks
 
@@ -423,7 +423,7 @@ def test_the_fused_route_agrees(bias, monkeypatch):
 
 def test_the_fused_route_leaves_a_tensor_that_is_not_finite():
     p = weight(40, dtype=torch.float32)
-    optimizer = SPAM([p], weight_decay=0.1)
+    optimizer = SPAM([p], weight_decay=0.1, compile=False)
     take(optimizer, p, [torch.ones(40)] * 3)
     state = {n: t.clone() for n, t in optimizer.state[p].items()}
     before, bad = p.detach().clone(), torch.ones(40)
@@ -437,6 +437,7 @@ def test_the_fused_route_leaves_a_tensor_that_is_not_finite():
 @pytest.mark.parametrize("density", [1.0, 0.25])
 def test_the_compiled_route_agrees_and_is_compiled_once(density, monkeypatch):
     monkeypatch.setattr(kernels, "BUNDLES", (2, 1))
+    monkeypatch.setattr(native, "_load", lambda: "left out")
     # Without weights of one kind alone: with 0.25 the matrix and the vector have a graph each.
     with torch._dynamo.config.patch(error_on_recompile=True):
         compiled, optimizer = path_of("compiled", monkeypatch, density=density)
@@ -445,6 +446,18 @@ def test_the_compiled_route_agrees_and_is_compiled_once(density, monkeypatch):
     eager, _ = path_of("eager", monkeypatch, density=density)
     for a, b in zip(compiled, eager):
         assert torch.allclose(a, b, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("density", [1.0, 0.25])
+@pytest.mark.parametrize("bias", ["restart", "legacy"])
+def test_the_native_route_agrees(density, bias, monkeypatch):
+    through, optimizer = path_of("compiled", monkeypatch, density=density, bias=bias)
+    if isinstance(native._load(), str):
+        pytest.skip(f"no compiler here: {native._load()}")
+    assert not optimizer._engine._compiled  # no graphs
+    eager, _ = path_of("eager", monkeypatch, density=density, bias=bias)
+    for a, b in zip(through, eager):
+        assert torch.allclose(a, b, rtol=0, atol=1e-6)
 
 
 def test_a_call_holds_tensors_of_one_size_and_all_are_called_once():
@@ -464,6 +477,7 @@ def test_a_broken_compiler_is_said_once_and_worked_around(monkeypatch):
         return call
 
     monkeypatch.setattr(torch, "compile", broken)
+    monkeypatch.setattr(native, "_load", lambda: "no C++ compiler was found")
     with pytest.warns(UserWarning, match="can't be compiled .RuntimeError: No working C"):
         through, optimizer = path_of("compiled", monkeypatch)
     assert optimizer._engine.fault == "RuntimeError: No working C++ compiler"
@@ -472,7 +486,16 @@ def test_a_broken_compiler_is_said_once_and_worked_around(monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(through, straight))
 
 
-def test_small_optimizers_are_not_compiled_by_themselves():
+def test_without_a_compiler_a_small_optimizer_says_nothing(monkeypatch, recwarn):
+    monkeypatch.setattr(native, "_load", lambda: "no C++ compiler was found")
+    p = weight(40, dtype=torch.float32)
+    optimizer = SPAM([p])
+    take(optimizer, p, [torch.ones(40)])
+    assert not recwarn.list
+    assert optimizer._engine.fault is None
+
+
+def test_small_optimizers_make_no_graphs_by_themselves():
     assert not kernels.Engine("auto", 9_999_999)._wanted
     assert kernels.Engine("auto", 10_000_000)._wanted
     assert not kernels.Engine(False, 10**9)._wanted

@@ -13,6 +13,7 @@ from compress.training import spikes
 from compress.training.command import train_spam
 from compress.training.display import read_metrics
 from compress.training.injecting import KINDS, Injection, parse_injection
+from compress.training.optimizers import native
 from compress.training.spikes import SpikeMonitor
 
 
@@ -66,24 +67,20 @@ def slow_counts(steps, theta, beta, settle):
     return counts, largest
 
 
-@pytest.fixture(params=["quiet", "whole", "kernel"])
+@pytest.fixture(params=["native", "quiet", "whole", "kernel"])
 def route(request, monkeypatch):
-    """Part by part with the short cut, without it as on a GPU, and the kernel that is compiled."""
+    """In native code; part by part with the short cut, or without it as on a GPU; the kernel."""
+    if request.param == "native":
+        if isinstance(native._load(), str):
+            pytest.skip(f"no compiler here: {native._load()}")
+        return request.param
+    monkeypatch.setattr(native, "_load", lambda: "left out")
     if request.param == "whole":
         monkeypatch.setattr(spikes, "_quiet_part", lambda *_: None)
     monkeypatch.setattr(spikes, "_CHUNK", 100)
     if request.param == "kernel":
-        monkeypatch.setattr(
-            spikes.Engine,
-            "compiled",
-            lambda self, kernel, lists: lambda parts: _each(kernel, parts),
-        )
+        monkeypatch.setattr(spikes.Engine, "fast", lambda *_: True)
     return request.param
-
-
-def _each(kernel, parts):
-    for tensors in zip(*parts):
-        kernel(*tensors)
 
 
 @pytest.mark.parametrize(("theta", "beta"), [(5000.0, 0.999), (30.0, 0.9)])

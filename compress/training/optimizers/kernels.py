@@ -1,9 +1,10 @@
 """The passes over memory: one kernel that clips, updates moments and weights at once.
 
-A call handles some tensors of one size, which is a variable of the graph: a few graphs, for 16, 4
-and 1 tensors, serve every model, learning rate and step. One size, since a graph fetches each of
-its variables through Python: with 16 of them that cost more than anything else of a call. All
-scalars of a step reach the kernel in one small tensor per weight tensor.
+On a CPU native.cpp does it, in one call. Elsewhere torch.compile: a call then handles some tensors
+of one size, which is a variable of the graph: a few graphs, for 16, 4 and 1 tensors, serve every
+model, learning rate and step. One size, since a graph fetches each of its variables through Python:
+with 16 of them that cost more than anything else of a call. All scalars of a step reach the kernel
+in one small tensor per weight tensor.
 """
 
 from __future__ import annotations
@@ -16,12 +17,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compress.training.optimizers import native
+
 BUNDLES = (16, 4, 1)
 """Tensors in one call, the most that there are of a size first; each has a graph of its own."""
 COMPILE_FROM = 10_000_000
-"""Parameters from which `compile="auto"` compiles: below, the half minute isn't won back."""
+"""Parameters from which `compile="auto"` makes graphs: below, the half minute isn't won back."""
 
 Kernel = Callable[..., None]
+# Which of a kernel's arguments are its state and its gradient, by the kernel's name.
+_NATIVE = {
+    **dict.fromkeys(("spam", "spam_blocks", "stable_scale", "stable_clamp"), (2, 1)),
+    "watch": (1, 0),
+}
 
 # Columns of the scalars of one tensor.
 RATE, ROOT, EPS, BEFORE, AFTER, W1, W2, CLIP, CAP, GAIN, TAKEN = range(11)
@@ -97,23 +105,6 @@ def _stable(p: Tensor, clipped: Tensor, m: Tensor, v: Tensor, s: Sequence[Tensor
         old.copy_(torch.where(taken, value, old))
 
 
-def row_statistics(rows: Tensor, largest: Tensor, squares: Tensor) -> None:
-    """Write each row's largest |entry| and its sum of squares: rows [n, width], results [n].
-
-    Eight parts of a row are put together first: one running sum would wait for its own addition.
-    """
-    values = rows.to(largest.dtype)
-    parts = values.chunk(8, 1) if values.shape[1] % 8 == 0 else [values]
-    largest.copy_(_fold([part.abs() for part in parts], torch.maximum).amax(1))
-    squares.copy_(_fold([part * part for part in parts], torch.add).sum(1))
-
-
-def _fold(parts: list[Tensor], join: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    while len(parts) > 1:
-        parts = [join(*pair) for pair in zip(parts[::2], parts[1::2])]
-    return parts[0]
-
-
 def clipped_square(g: Tensor, top: Any, factor: Any, clamp: bool) -> Tensor:
     """The sum of squares after entries above `top` are clamped to it, or times `factor`; 0-d."""
     size = g.to(torch.promote_types(g.dtype, torch.float32)).abs()
@@ -134,10 +125,11 @@ def square_clamped(g: Tensor, scalars: Tensor, total: Tensor) -> None:
 
 
 class Engine:
-    """Runs kernels over lists of tensors, compiled where that pays and a compiler is there.
+    """Runs kernels over lists of tensors: in native code, as compiled graphs, or one by one.
 
     Args:
-        compiling: True, False, or "auto": from COMPILE_FROM parameters on.
+        compiling: True, False, or "auto": native code wherever it can be built, graphs from
+            COMPILE_FROM parameters on.
         parameters: how many the optimizer has.
 
     Attributes:
@@ -145,6 +137,7 @@ class Engine:
     """
 
     def __init__(self, compiling: bool | str, parameters: int) -> None:
+        self._native = compiling is not False
         self._wanted = compiling is True or (compiling == "auto" and parameters >= COMPILE_FROM)
         self._compiled: dict[Any, Kernel | None] = {}
         self.fault: str | None = None
@@ -152,9 +145,27 @@ class Engine:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_compiled": {}}  # graphs can't be copied or pickled
 
-    def compiled(self, kernel: Kernel, lists: Sequence[Sequence[Tensor]]) -> Kernel | None:
-        """The graph of the first call that `run` would make; None: there is none."""
-        return self._graph(kernel, lists, _bundles(lists)[0])
+    def is_native(self, state: Tensor, gradient: Tensor) -> bool:
+        """Whether native code takes states and gradients like these."""
+        if not self._native or not native.fits(state, gradient):
+            return False
+        try:
+            native.library()
+        except native.NoCompiler:
+            self._native = False  # a graph may be compiled yet, or will say what is wrong
+        return self._native
+
+    def fast(self, kernel: Kernel, lists: Sequence[Sequence[Tensor]]) -> bool:
+        """Whether `run` has more than plain operations for these lists."""
+        if self._in_native(kernel, lists):
+            return True
+        return self._graph(kernel, lists, _bundles(lists)[0]) is not None
+
+    def _in_native(self, kernel: Kernel, lists: Sequence[Sequence[Tensor]]) -> bool:
+        if kernel.__name__ not in _NATIVE:
+            return False
+        state, gradient = _NATIVE[kernel.__name__]
+        return self.is_native(lists[state][0], lists[gradient][0])
 
     def _graph(
         self, kernel: Kernel, lists: Sequence[Sequence[Tensor]], places: list[int]
@@ -189,6 +200,9 @@ class Engine:
             lists: equally long; contiguous tensors, alike within a list in dtype, device and all
                 dimensions but the first.
         """
+        if self._in_native(kernel, lists):
+            native.run(kernel.__name__, lists, *_NATIVE[kernel.__name__])
+            return
         for places in _bundles(lists):
             graph = self._graph(kernel, lists, places)
             parts = [[tensors[place] for place in places] for tensors in lists]
@@ -228,10 +242,12 @@ def _bundle(kernel: Kernel) -> Callable[[list[list[Tensor]]], None]:
     return types.FunctionType(code, globals(), "bundle", None, bundle.__closure__)
 
 
-# Where arguments of a kernel differ in their first dimension, so must their stand-ins.
+# Where arguments of a kernel differ in their first dimension, so must their stand-ins. A graph of a
+# reduction is for tensors longer than 4096 only if its stand-ins are.
 _ROWS: dict[Kernel, dict[int, int]] = {
     spam_blocks: {0: 16384, 1: 16384},
-    row_statistics: {0: 16, 1: 16, 2: 16},
+    square_scaled: {0: 16384},
+    square_clamped: {0: 16384},
 }
 
 

@@ -1,8 +1,8 @@
 """Largest entry and norm of many gradients, over all processes that hold a part of them.
 
 On the CPU a gradient is read once, in rows: where few rows hold an entry that AdaClip cuts, only
-these are read again. Elsewhere, where looking at a result means waiting for the device, the second
-reduction reads all. Two collectives a step, whatever the number of tensors.
+these are read again. Elsewhere, where looking at a result means waiting for the device, and without
+a compiler, the second reduction reads all. Two collectives a step, whatever the number of tensors.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed import ReduceOp, all_reduce
 from torch.distributed.tensor import DTensor
 
-from compress.training.optimizers import kernels
+from compress.training.optimizers import kernels, native
+from compress.training.optimizers.base import state_dtype
 
-ROW = 4096
 Mesh = tuple[Any, ...]
 
 
@@ -57,9 +57,10 @@ def _whole(parameter: Tensor, part: Tensor) -> int:
 
 def measure(gradients: Sequence[Tensor], engine: kernels.Engine, mesh: Mesh) -> Measured:
     """Reduce gradients for the first time."""
-    if gradients[0].device.type != "cpu":
-        return Measured(gradients, mesh, engine)
-    return MeasuredRows(gradients, mesh, engine)
+    like = gradients[0]
+    if engine.is_native(like.new_empty(0, dtype=state_dtype(like)), like):
+        return MeasuredRows(gradients, mesh, engine)
+    return Measured(gradients, mesh, engine)
 
 
 class Measured:
@@ -109,84 +110,12 @@ class Measured:
 
 
 class MeasuredRows(Measured):
-    """On the CPU: gradients in rows of 4096, with each row's largest entry and sum of squares.
-
-    What is left of a gradient, less than a row, is padded with zeros to a row of its own.
-    """
+    """On the CPU: each gradient is read once, in rows, and rows above a limit once more."""
 
     def _largest(self) -> Tensor:
-        rows, rests = [_in_rows(g) for g in self._gradients], [_rest(g) for g in self._gradients]
-        self._parts, owners, stats = rows, list(range(len(rows))), _reduce_rows(rows, self._engine)
-        left = [i for i, rest in enumerate(rests) if rest.numel()]
-        if left:
-            padded = nn.utils.rnn.pad_sequence([rests[i] for i in left], batch_first=True)
-            tops, squares = _row_statistics(padded)
-            self._parts, owners = [*rows, *padded.split(1)], [*owners, *left]
-            stats += list(zip(tops.split(1), squares.split(1)))
-        self._sizes = [part.shape[0] for part in self._parts]
-        counts = torch.tensor(self._sizes)
-        self._owner = torch.tensor(owners).repeat_interleave(counts)
-        self._tops, self._row_squares = (torch.cat(values) for values in zip(*stats))
-        # NaN has no place in an order; of an empty shard the largest entry is 0.
-        tops = torch.where(torch.isfinite(self._tops), self._tops, float("inf"))
-        largest = tops.new_zeros(len(rows))
-        return largest.scatter_reduce_(0, self._owner, tops, "amax").double()
+        dtype = state_dtype(self._gradients[0])
+        self._rows = native.RowStatistics([g.contiguous() for g in self._gradients], dtype)
+        return self._rows.largest
 
     def _squares(self, limit: Tensor, factor: Tensor, over: Tensor, clamp: bool) -> Tensor:
-        limits, factors = (values.to(self._tops.dtype) for values in (limit, factor))
-        above = over[self._owner] & (self._tops > limits[self._owner])
-        squares = self._row_squares.double()
-        # Numbers of CPU tensors: nothing is waited for.
-        places = above.nonzero().flatten()
-        ends = torch.tensor(self._sizes).cumsum(0)
-        stops = torch.searchsorted(places, ends).tolist() if places.numel() else []
-        first = 0
-        for part, size, end, stop in zip(self._parts, self._sizes, ends.tolist(), stops):
-            if stop > first:
-                some = places[first:stop]
-                owner = self._owner[end - 1]
-                again = part[some - (end - size)] if stop - first < size else part
-                squares[some] = _squares_after(again, limits[owner], factors[owner], clamp)
-            first = stop
-        return torch.zeros_like(limit).index_add_(0, self._owner, squares)
-
-
-def _squares_after(rows: Tensor, limit: Tensor, factor: Tensor, clamp: bool) -> Tensor:
-    """Each row's sum of squares after entries above `limit` are cut, float64."""
-    size = rows.to(limit.dtype).abs()
-    cut = size.clamp(max=limit) if clamp else torch.where(size > limit, size * factor, size)
-    return cut.square_().sum(1).double()
-
-
-def _in_rows(g: Tensor) -> Tensor:
-    rows = g.numel() // ROW
-    if not g.is_contiguous():
-        g = g.contiguous()
-    return g.view(-1)[: rows * ROW].view(rows, ROW)
-
-
-def _rest(g: Tensor) -> Tensor:
-    flat = g.reshape(-1)
-    return flat[flat.numel() // ROW * ROW :]
-
-
-def _reduce_rows(rows: list[Tensor], engine: kernels.Engine) -> list[tuple[Tensor, Tensor]]:
-    """Each tensor's (largest, sum of squares) by row."""
-    # One row alone isn't worth, nor safe for, a graph whose number of rows is a variable.
-    found = [_empty(r) if r.shape[0] > 1 else _row_statistics(r) for r in rows]
-    long = [i for i, r in enumerate(rows) if r.shape[0] > 1]
-    if long:
-        lists = [[rows[i] for i in long], *([found[i][k] for i in long] for k in (0, 1))]
-        engine.run(kernels.row_statistics, lists)
-    return found
-
-
-def _empty(rows: Tensor) -> tuple[Tensor, Tensor]:
-    dtype = torch.promote_types(rows.dtype, torch.float32)
-    return torch.empty(rows.shape[0], dtype=dtype), torch.empty(rows.shape[0], dtype=dtype)
-
-
-def _row_statistics(rows: Tensor) -> tuple[Tensor, Tensor]:
-    largest, squares = _empty(rows)
-    kernels.row_statistics(rows, largest, squares)
-    return largest, squares
+        return self._rows.squares_after(limit, factor, clamp=clamp)

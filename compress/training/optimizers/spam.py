@@ -150,7 +150,7 @@ class SPAM(HealthyOptimizer):
                 continue  # but it has a state, of which each process must have a part
             like = item.m
             key = (
-                *(like.dtype, like.device, p.dtype, _width(state)),
+                *(like.dtype, like.device, p.dtype, item.gradient.dtype, _width(state)),
                 *("reference" in state, item.route(), "master" in state),
             )
             waiting.setdefault(key, []).append(item)
@@ -224,7 +224,7 @@ class SPAM(HealthyOptimizer):
         if route == "strided":
             for tensors in zip(*lists):
                 kernels.spam(*tensors)
-        elif self._engine.compiled(kernels.spam, lists) is None and fused_fits(*flat):
+        elif fused_fits(*flat) and not self._engine.fast(kernels.spam, lists):
             _run_fused(items, flat, scalars)
         else:
             self._engine.run(kernels.spam, lists)
