@@ -43,6 +43,13 @@ CONDENSE = opt.options(
         help="as many layers as bring the weights down to N bytes",
     ),
     option(
+        "--target-speed",
+        metavar="1.3x",
+        heading="What to condense",
+        help="as many layers as make decoding so many times as fast, measured with both forms in "
+        "memory; prefill:1.3x reads a prompt so fast",
+    ),
+    option(
         "--paper",
         is_flag=True,
         heading="What to condense",
@@ -121,10 +128,53 @@ CONDENSE = opt.options(
 )
 
 
+TUNING = opt.options(
+    option(
+        "--finetune",
+        type=int,
+        metavar="STEPS",
+        heading="Fine-tuning",
+        help="train the condensed layers' experts, all else frozen, for so many steps: AdamW, "
+        "linear decay; needs the whole model in memory",
+    ),
+    option(
+        "--finetune-data",
+        multiple=True,
+        metavar="DATA,…",
+        heading="Fine-tuning",
+        help="its text  [default: that of --calib]",
+    ),
+    option(
+        "--finetune-sft",
+        metavar="PROMPT:ANSWER",
+        heading="Fine-tuning",
+        help="on answers: two columns of the data",
+    ),
+    option(
+        "--finetune-lr", type=float, metavar="LR", heading="Fine-tuning", help="[default: 5e-5]"
+    ),
+    option(
+        "--finetune-batch",
+        type=int,
+        metavar="N",
+        heading="Fine-tuning",
+        help="sequences a step  [default: 8]",
+    ),
+    option(
+        "--finetune-seqlen",
+        type=int,
+        metavar="L",
+        heading="Fine-tuning",
+        help="tokens a sequence  [default: 256 or the model's limit]",
+    ),
+)
+
+
 @click.command("cd-moe-condense", cls=opt.Command)
 @click.argument("model")
 @opt.OUTPUT
 @CONDENSE
+@TUNING
 @opt.CALIBRATION
 @opt.REGISTRY
 @opt.EVALUATION

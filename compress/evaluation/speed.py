@@ -177,11 +177,11 @@ def measure_speed(
     if longest is not None:
         prompt = max(min(prompt, longest - new), 1)
         new = min(new, max(longest - prompt, 1))
-    ids = _prompt(model, batch_size, prompt, seed)
+    ids = random_prompt(model, batch_size, prompt, seed)
     prefills, decodes = [], []
     with peak_memory(model.device) as memory:
         for run in range(repeats + 1):
-            read, written = _run(model, ids, new)
+            read, written = run_once(model, ids, new)
             if run:
                 prefills.append(read)
                 decodes.append(written)
@@ -197,7 +197,12 @@ def measure_speed(
     )
 
 
-def _prompt(model: Any, rows: int, length: int, seed: int) -> torch.Tensor:
+def random_prompt(model: Any, rows: int, length: int, seed: int) -> torch.Tensor:
+    """Return random token ids [rows, length] on the model's device.
+
+    Raises:
+        RequestError: the model has no token embedding.
+    """
     embedding = model.get_input_embeddings()
     size = getattr(getattr(embedding, "weight", None), "shape", (0,))[0]
     if not size:
@@ -206,7 +211,8 @@ def _prompt(model: Any, rows: int, length: int, seed: int) -> torch.Tensor:
     return ids.to(model.device)
 
 
-def _run(model: Any, ids: torch.Tensor, new: int) -> tuple[float, float | None]:
+@torch.inference_mode()
+def run_once(model: Any, ids: torch.Tensor, new: int) -> tuple[float, float | None]:
     """Return the seconds of one prefill, and of `new` decoding steps where the model can."""
     extra = {}
     if getattr(model.config, "is_encoder_decoder", False):

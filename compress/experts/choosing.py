@@ -18,6 +18,7 @@ from compress.experts.fewer import groups_of
 from compress.experts.journal import LayerJournal
 from compress.experts.layers import ExpertLayer
 from compress.experts.measuring import STREAM, Condenser
+from compress.experts.pace import Pace, layers_for_speed
 from compress.experts.preparing import Job
 from compress.experts.searching import Step, search_layers, try_sets
 from compress.experts.settings import candidates
@@ -33,7 +34,7 @@ def choose_layers(
         names = [row["module"] for row in given.rows]
         pool = [layer for layer in job.layers if layer.name in names]
         count = len(pool)
-    elif settings.target_bytes is not None or settings.mode != "dense":
+    elif settings.target_bytes or settings.target_speed or settings.mode != "dense":
         pool, count = list(job.layers), len(job.layers)
     else:
         pool, count = candidates(settings.layers, job.layers)
@@ -41,10 +42,17 @@ def choose_layers(
     job.usage = {str(layer.index): journal.row(layer)["usage"] for layer in pool}
     if settings.target_bytes is not None and given is None:
         count = _count_for(job, pool, journal, settings.target_bytes)
-    if count == len(pool):
-        return pool
-    found = _search(job, pool, count, journal, workspace)
-    return [layer for layer in pool if layer.index in found]
+
+    def search(number: int) -> list[ExpertLayer]:
+        if number == len(pool):
+            return pool
+        found = _search(job, pool, number, journal, workspace)
+        return [layer for layer in pool if layer.index in found]
+
+    if settings.target_speed is not None and given is None:
+        job.pace = Pace(job, journal, workspace.path / "pace.json")
+        return layers_for_speed(job.pace, pool, search)
+    return search(count)
 
 
 def _condense(
@@ -100,7 +108,7 @@ def _search(
             write_json(kept, [asdict(each) for each in found])
 
     job.steps = search_layers(
-        pool, count, job.settings.beam, evaluate, job.progress, list(found), done
+        pool, count, job.settings.beam, evaluate, job.progress, found[:count], done
     )
     return set(job.steps[-1].layers)
 

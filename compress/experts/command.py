@@ -6,13 +6,12 @@ import contextlib
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from compress.checkpoints.census import Census, census
 from compress.checkpoints.placement import resolve_dtype
 from compress.checkpoints.plan import Plan, read_plan
 from compress.checkpoints.save import load, on_disk
@@ -20,12 +19,14 @@ from compress.checkpoints.source import Source, open_source
 from compress.checkpoints.workspace import Workspace, check_output
 from compress.errors import RequestError, RunError, check_options
 from compress.evaluation.asked import measure_asked, measured_once
-from compress.evaluation.measures import Measures, compare
+from compress.evaluation.measures import Measures
 from compress.experts.checking import check_written
 from compress.experts.choosing import choose_layers, condense_in_sequence
+from compress.experts.drift import layer_drift
 from compress.experts.journal import LayerJournal
 from compress.experts.layers import ExpertLayer
 from compress.experts.preparing import Job, Say, load_data, open_job
+from compress.experts.receipts import COMMAND, PLAN_FILE, Outcome, make_receipt
 from compress.experts.result import (
     CondenseResult,
     describe_model,
@@ -33,6 +34,7 @@ from compress.experts.result import (
     draw_usage,
 )
 from compress.experts.settings import CondenseSettings
+from compress.experts.tuning import check_tuning, fine_tune
 from compress.experts.writing import Layout, plan_layout, write_checkpoint
 from compress.progress import Progress, silent
 from compress.reports.clock import Clock
@@ -41,8 +43,6 @@ from compress.reports.receipt import Receipt, write_items
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-COMMAND = "cd-moe-condense"
-PLAN_FILE = "plan.json"
 USAGE_FILE = "experts.png"
 
 
@@ -102,6 +102,8 @@ def cd_moe_condense(
         check_output(place, overwrite=overwrite or resume, source=source.directory)
         with clock("load"):
             job = open_job(source, settings, progress, clock)
+            if settings.finetune:
+                check_tuning(job, batches)
         say(describe_model(source, job.layers))
         with clock("measure"):
             load_data(job, batches, say)
@@ -157,9 +159,19 @@ def _run(
     made = Plan(COMMAND, source.digest(), list(rows.values()), _plan_options(job, layout))
     made.write(workspace.result / PLAN_FILE)
     draw_usage(made, workspace.result / USAGE_FILE)
+    condensed, training = None, None
+    if settings.finetune:
+        kept = workspace.path / "condensed.json"
+        condensed = measured_once(kept, lambda: _score(job, open_source(workspace.result)))
+        with job.clock("finetune"):
+            training = fine_tune(job, list(rows), workspace, say)
     result = open_source(workspace.result)
     after = _score(job, result)
-    receipt = _receipt(job, made, layout, result, before, after)
+    with job.clock("evaluate"):
+        place = workspace.path / "drift"
+        drift = layer_drift(source, result, job.batches[0], place, job.options)
+    outcome = Outcome(made, layout, result, before, after, drift, condensed, training)
+    receipt = make_receipt(job, outcome)
     receipt.write(workspace.result)
     if after.perplexity or after.tasks:
         write_items(workspace.result, after.as_items())
@@ -229,6 +241,7 @@ def _plan_options(job: Job, layout: Layout) -> dict[str, Any]:
         **({"why": layout.why} if layout.why else {}),
         **({"padding_bytes": layout.padding} if layout.padding else {}),
         "search": [asdict(step) for step in job.steps],
+        **({"speed": job.pace.measured} if job.pace else {}),
         "usage": job.usage,
     }
 
@@ -244,78 +257,6 @@ def _score(job: Job, source: Source) -> Measures:
         clock=job.clock,
         progress=job.progress,
     )
-
-
-def _receipt(
-    job: Job, plan: Plan, layout: Layout, result: Source, before: Measures, after: Measures
-) -> Receipt:
-    with job.clock("save"):
-        counts = [census(source, job.progress) for source in (job.source, result)]
-    return Receipt.build(
-        COMMAND,
-        seed=job.settings.seed,
-        device=job.device,
-        settings={**job.settings.as_dict(), "experts": job.experts},
-        model={
-            "source": job.source.name,
-            "architecture": job.source.model_class().__name__,
-            "digest": job.source.digest(),
-        },
-        plan={"file": PLAN_FILE, "digest": plan.digest(), "rows": len(plan.rows)},
-        before={**counts[0]._asdict(), **before.as_receipt()},
-        after={**counts[1]._asdict(), **after.as_receipt()},
-        comparison=compare(before, after),
-        cost={
-            "seconds": job.clock.seconds,
-            "peak_bytes": job.walked.peak_bytes,
-            "passes": job.walked.passes,
-        },
-        notes=[*job.notes, *_notes(job, plan, layout)],
-        calibration=job.data.as_dict() if job.data else None,
-        experts={
-            "layers": len(job.layers),
-            "condensed": [row["layer"] for row in plan.rows],
-            "form": layout.kind,
-            "active_parameters": _active(job, plan, counts),
-        },
-    )
-
-
-def _active(job: Job, plan: Plan, counts: Sequence[Census]) -> dict[str, int]:
-    """Parameters that one token runs through, before and after."""
-    config = job.source.config.get_text_config()
-    routed = int(getattr(config, "num_experts_per_tok", 0) or 1)
-    condensed = {row["module"] for row in plan.rows}
-
-    def idle(layers: Sequence[ExpertLayer]) -> int:
-        return sum(3 * (each.count - routed) * each.width * each.hidden for each in layers)
-
-    left = [layer for layer in job.layers if layer.name not in condensed]
-    if job.settings.mode != "dense":
-        left = [replace(layer, count=job.experts) for layer in job.layers]
-    return {
-        "before": counts[0].parameters - idle(job.layers),
-        "after": counts[1].parameters - idle(left),
-    }
-
-
-def _notes(job: Job, plan: Plan, layout: Layout) -> list[str]:
-    notes = []
-    if layout.kind == "stock":
-        notes.append("stored in the family's own form: anybody's transformers loads it")
-        if layout.padding:
-            notes.append(
-                f"dense layers share one width of {layout.width}: {layout.padding:,} bytes of zeros"
-            )
-    else:
-        notes.append(f"loading needs `import compress`: {layout.why}")
-    dead = sum(len(row["dead"]) for row in plan.rows)
-    if dead:
-        notes.append(f"{dead} experts of the condensed layers got no calibration token")
-    few = [row for row in plan.rows if row.get("note")]
-    if few:
-        notes.append(f"{few[0]['note']} ({len(few)} layers): more --samples would fit better")
-    return notes
 
 
 def _read_back(place: Path, source: Source) -> Plan:

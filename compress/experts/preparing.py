@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -22,6 +22,9 @@ from compress.experts.searching import Step
 from compress.experts.settings import CondenseSettings, candidates, check_experts
 from compress.progress import Progress
 from compress.reports.clock import Clock
+
+if TYPE_CHECKING:
+    from compress.experts.pace import Pace
 
 Say = Callable[[str], None]
 
@@ -45,6 +48,7 @@ class Job:
     walked: WalkReport = field(default_factory=WalkReport)
     steps: list[Step] = field(default_factory=list)
     usage: dict[str, list[float]] = field(default_factory=dict)
+    pace: Pace | None = None
 
     @property
     def options(self) -> dict[str, Any]:

@@ -52,8 +52,10 @@ class CondenseResult:
 
         shown = [usage_map(self.plan), layer_table(self.plan)]
         if self.receipt is not None:
+            shown += [drift_chart(self.receipt), tuned_table(self.receipt)]
+            shown.append(active_line(self.receipt))
             shown.append(receipt_table(self.receipt, output=self.output))
-        return "\n\n".join(shown)
+        return "\n\n".join(part for part in shown if part)
 
 
 def layer_table(plan: Plan) -> str:
@@ -77,6 +79,54 @@ def layer_table(plan: Plan) -> str:
     header = ["layer", "experts kept", "width", "mean weights", "least sq.", "refitted"]
     words = "error on held-out tokens: |condensed - layer|² / |layer|²"
     return fmt.table(header, lines, "rlrrrr") + "\n" + words
+
+
+def drift_chart(receipt: Receipt) -> str:
+    """How far every decoder layer's output has drifted from the original's."""
+    from compress.reports import charts
+    from compress.reports import formats as fmt
+
+    entry = receipt.extra["experts"]
+    rows, condensed = entry["divergence"], set(entry["condensed"])
+    labels = [f"layer {row['layer']}" + " *" * (row["layer"] in condensed) for row in rows]
+    drawn = charts.bars(labels, [row["js"] for row in rows], decimals=5, width=fmt.screen_width())
+    title = "divergence of each layer's output from the original's, nats (* condensed)"
+    return fmt.fit_encoding(f"{title}\n{drawn}")
+
+
+def active_line(receipt: Receipt) -> str:
+    """Parameters that a token runs through."""
+    from compress.reports import formats as fmt
+
+    found = receipt.extra["experts"]["active_parameters"]
+    moved = fmt.change(found["before"], found["after"])
+    before, after = (fmt.count_text(found[side]) for side in ("before", "after"))
+    return f"active parameters   {before} before, {after} after   {moved}"
+
+
+def tuned_table(receipt: Receipt) -> str:
+    """What fine-tuning brought, "" without it."""
+    from compress.reports import formats as fmt
+
+    training = receipt.extra.get("training")
+    if not training:
+        return ""
+    middle = receipt.extra.get("condensed", {})
+    rows = []
+    for kind, key in (("perplexity", "value"), ("tasks", "acc")):
+        for name, found in middle.get(kind, {}).items():
+            old, new = (
+                getattr(getattr(side, kind)[name], key) for side in (receipt.before, receipt.after)
+            )
+            rows.append([name, *(fmt.quality(v) for v in (old, found[key], new))])
+    some = training["trained"]
+    line = (
+        f"fine-tuned {fmt.count_text(some['parameters'])} of {fmt.count_text(some['of'])} "
+        f"parameters for {training['steps']:,} steps, {fmt.count_text(training['tokens'])} tokens"
+    )
+    if not rows:
+        return line
+    return fmt.table(["", "before", "condensed", "tuned"], rows, "lrrr") + "\n" + line
 
 
 def usage_map(plan: Plan) -> str:

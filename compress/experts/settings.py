@@ -47,6 +47,12 @@ class CondenseSettings:
         stock_only: refuse what the family's own config can't say.
         paper: Condense-MoE as published.
         target_bytes: condense as many layers as it takes to reach this size of the weights.
+        target_speed: 1.3x, or prefill:1.3x: as many as it takes to decode, or to read a prompt, so
+            many times as fast as the original, measured with both in memory.
+        finetune: steps of fine-tuning of the condensed layers; None is none.
+        finetune_data: data specs of its text; empty is `calib`.
+        finetune_sft: "PROMPT:ANSWER", columns of that: fine-tune on answers.
+        finetune_lr, finetune_batch, finetune_seqlen: None is 5e-5, 8 sequences, 256 tokens.
         calib, samples, seqlen, batch_size, doc_sampling, select, chat_template, allow_leakage,
             registry: the calibration text, as in alpha-prune.
         ppl, tasks, task_dirs, limit, stride, eval_seqlen, speed: what is scored before and after.
@@ -67,6 +73,13 @@ class CondenseSettings:
     stock_only: bool = False
     paper: bool = False
     target_bytes: int | None = None
+    target_speed: str | None = None
+    finetune: int | None = None
+    finetune_data: tuple[str, ...] = ()
+    finetune_sft: str | None = None
+    finetune_lr: float | None = None
+    finetune_batch: int | None = None
+    finetune_seqlen: int | None = None
     calib: str = "c4"
     samples: int = 128
     seqlen: int | None = None
@@ -107,6 +120,14 @@ class CondenseSettings:
         if self.layer_search == "single":
             return 0
         return 1 if self.layer_search == "greedy" else int(self.layer_search.partition(":")[2])
+
+    @property
+    def speed_target(self) -> tuple[str, float] | None:
+        """What is to be faster, decode or prefill, and how many times; None where unreadable."""
+        found = _SPEED.fullmatch(self.target_speed or "")
+        if found is None or float(found[2]) <= 1:
+            return None
+        return found[1] or "decode", float(found[2])
 
     @property
     def ridges(self) -> tuple[float, ...]:
@@ -150,7 +171,16 @@ class CondenseSettings:
         if self.mode == "dense":
             return []
         default = {f.name: f.default for f in fields(self)}
-        idle = ("layers", "target_bytes", "paper", "weights", "refit", "ridge", "shared_gate")
+        idle = (
+            "layers",
+            "target_bytes",
+            "target_speed",
+            "paper",
+            "weights",
+            "refit",
+            "ridge",
+            "shared_gate",
+        )
         also = ("layer_search", "metric", *(("score",) if self.mode == "merge" else ()))
         return [
             (
@@ -191,14 +221,25 @@ class CondenseSettings:
         faults = []
         if self.experts is not None and self.experts < 0:
             faults.append((f"`--experts {self.experts}` is below 0", "0 keeps the shared MLP."))
-        for name in ("samples", "search_samples", "seqlen", "batch_size", "target_bytes"):
+        least = ("samples", "search_samples", "seqlen", "batch_size", "target_bytes", "finetune")
+        for name in least:
             value = getattr(self, name)
             if value is not None and value < 1:
                 faults.append((f"`--{name.replace('_', '-')} {value}` is less than 1", ""))
-        if self.target_bytes is not None and self.layers is not None:
+        deciding = [n for n in ("target_bytes", "target_speed", "layers") if getattr(self, n)]
+        if len(deciding) > 1:
+            first, second = (f"`--{name.replace('_', '-')}`" for name in deciding[:2])
+            faults.append((f"{first} decides how many layers, and so does {second}", "give one."))
+        if self.target_speed is not None and self.speed_target is None:
             faults.append(
-                ("`--target-bytes` decides how many layers, and so does `--layers`", "give one.")
+                (f"`--target-speed {self.target_speed}` isn't 1.3x or prefill:1.3x, above 1", "")
             )
+        if self.finetune is None:
+            faults += [
+                (f"`--{name.replace('_', '-')}` can't act without `--finetune`", "say its steps.")
+                for name in _TUNING
+                if getattr(self, name)
+            ]
         try:
             strength = 1.0 if self.ridge == "auto" else float(self.ridge)
         except ValueError:
@@ -208,6 +249,8 @@ class CondenseSettings:
         return faults
 
 
+_TUNING = ("finetune_data", "finetune_sft", "finetune_lr", "finetune_batch", "finetune_seqlen")
+_SPEED = re.compile(r"(?:(decode|prefill):)?(\d+(?:\.\d+)?)x?")
 _LAYERS = re.compile(r"\d+|prefix:\d+|all|i:\d+(,\d+)*")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -190,6 +190,18 @@ def prepare(
         clock,
         notes,
     )
+
+
+def check_run(door: str, model: str | Path, options: Mapping[str, Any], **source: Any) -> None:
+    """Check a run's request and look into its text, without reading a weight.
+
+    Raises:
+        RequestError: something about the request is wrong.
+    """
+    settings = TrainSettings.of_door(door, options)
+    settings.check(tuple(NORMS))
+    start = open_start(model, settings, **source)
+    check_text(_fill_in(settings, start), start.tokenizer)
 
 
 def _fill_in(settings: TrainSettings, start: Start) -> TrainSettings:
