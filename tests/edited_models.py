@@ -347,10 +347,13 @@ def inputs(model: transformers.PreTrainedModel) -> dict[str, torch.Tensor]:
     return {"input_ids": tokens}
 
 
-@torch.no_grad()
-def logits(model: transformers.PreTrainedModel) -> torch.Tensor:
-    batch = {
+def batch(model: transformers.PreTrainedModel) -> dict[str, torch.Tensor]:
+    return {
         key: value.to(model.dtype) if value.is_floating_point() else value
         for key, value in inputs(model).items()
     }
-    return model(**batch).logits
+
+
+@torch.no_grad()
+def logits(model: transformers.PreTrainedModel) -> torch.Tensor:
+    return model(**batch(model)).logits

@@ -18,14 +18,17 @@ from compress.checkpoints.edits.blocks import is_placed
 from compress.checkpoints.edits.lowrank import LowRank
 from compress.checkpoints.edits.lowrank_up import LowRankUp
 from compress.checkpoints.edits.scaled_norm import can_fold, fold, is_scaled
+from compress.checkpoints.packing import whole_counts
 from compress.checkpoints.record import config_of, forget, packed_here
+from compress.checkpoints.remote import Remote
 from compress.checkpoints.save import Workspace, check_output, copy_companions, writing
 from compress.checkpoints.source import Source, open_source
+from compress.checkpoints.tensorfiles import stored_tensors, weight_files
 from compress.checkpoints.zeros import write_zeros
 from compress.errors import RequestError, near_names
 from compress.progress import Progress, silent
 
-FORMS = ("stock", "bitmask")
+FORMS = ("stock", "bitmask", "remote-code")
 _NAMED = 4  # modules that a message spells out
 _SPACE = "free some space there, then try again"
 
@@ -45,8 +48,9 @@ class Exported:
     Attributes:
         source: the model, as the user named it.
         output: the directory written.
-        form: "stock" or "bitmask".
-        modules: what was turned into stock modules, or what is stored without its zeros.
+        form: one of FORMS.
+        modules: what was turned into stock modules, what is stored without its zeros, or what the
+            file of code edits.
         before, after: sizes of the two checkpoints.
         notes: plain sentences: what is gained and lost.
     """
@@ -101,7 +105,9 @@ def export(
     "stock", which needs no `import compress`: low-rank modules are multiplied out and packed ones
     stored dense; edits whose shapes the stock config can spell are kept; a checkpoint without edits
     is copied as it is. "bitmask", which needs it: the blocks' matrices are stored without their
-    zeros where that is smaller; other edits are kept.
+    zeros where that is smaller; other edits are kept. "remote-code", which needs
+    `trust_remote_code=True` and no `import compress`: a Python file beside the weights makes the
+    edits, and all zeros are stored.
 
     Args:
         model: a local directory or a Hub id.
@@ -122,12 +128,11 @@ def export(
         raise RequestError(f"unknown form `{to}`", near_names(to, FORMS))
     source = open_source(model, revision=revision, token=token, trust_remote_code=trust_remote_code)
     check_output(output, overwrite=overwrite, source=source.directory)
-    made = _Stock(source, progress) if to == "stock" else _Packed(source, progress)
+    made = _WRITERS[to](source, progress)
     with Workspace.open(output, overwrite=overwrite, source=source.directory) as workspace:
         try:
             made.write(workspace)
-            after = open_source(workspace.result, trust_remote_code=trust_remote_code)
-            sizes = [Size(s.parameters_on_disk(), s.bytes_on_disk()) for s in (source, after)]
+            sizes = [_size(place) for place in (source.directory, workspace.result)]
             result = Exported(
                 source=str(model),
                 output=str(output),
@@ -144,6 +149,12 @@ def export(
             workspace.discard()
             raise
     return result
+
+
+def _size(place: Path) -> Size:
+    """Measure the weight files of a checkpoint; a packed weight counts whole."""
+    counts = whole_counts(stored_tensors(place))
+    return Size(sum(counts.values()), sum(file.stat().st_size for file in weight_files(place)))
 
 
 def to_stock(model: PreTrainedModel) -> list[str]:
@@ -367,3 +378,10 @@ class _Packed:
             "turns it back.",
             "Unchanged: every weight, and memory and speed, since weights are expanded at load.",
         )
+
+
+_WRITERS: dict[str, Callable[[Source, Progress], Any]] = {
+    "stock": _Stock,
+    "bitmask": _Packed,
+    "remote-code": Remote,
+}

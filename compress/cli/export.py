@@ -13,7 +13,14 @@ from compress.errors import RequestError
 @click.command("export", cls=opt.Command)
 @click.argument("model")
 @opt.OUTPUT
-@option("--to", "to", metavar="FORM", default="stock", show_default=True, help="stock, bitmask")
+@option(
+    "--to",
+    "to",
+    metavar="FORM",
+    default="stock",
+    show_default=True,
+    help="stock, bitmask, remote-code",
+)
 @opt.CONFIG
 @opt.SOURCE
 @opt.SAY
@@ -28,8 +35,9 @@ def command(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Write a checkpoint in a form that loads without this package (stock), or
-    without the zeros of its blocks (bitmask).
+    """Write a checkpoint in a form that loads without this package (stock), with
+    one file of code by which it does (remote-code), or without the zeros of its
+    blocks (bitmask).
 
     Example: compress export ./llama-lowrank -o ./llama-stock --to stock
 
