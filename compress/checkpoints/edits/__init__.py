@@ -82,6 +82,9 @@ def apply(model: PreTrainedModel, edits: Mapping[str, Fields]) -> None:
                     f"for `{kind}`",
                     "leave it out: it stays as it is",
                 )
+            if kind == "conv" == fields["kind"] and here in wanted:  # its window stays as edited
+                window: dict[str, Any] = {k: fields[k] for k in ("kernel", "stride") if k in fields}
+                wanted[here] = {**window, **wanted[here]}
             factored = wanted.get(here, {}).get("kind") in ("lowrank", "lowrank_up")
             if factored:  # narrowed before: it still is
                 size = {key: value for key, value in fields.items() if key in ("in", "out")}
