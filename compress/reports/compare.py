@@ -74,10 +74,10 @@ class Report:
         only = self.runs[0]
         if len(self.runs) == 1 and only.receipt is not None:
             rows = [list(row) for row in receipt_rows(only.receipt)]
-            return _markdown(["", "before", "after", "change", ""], rows, "lrrll")
+            return fmt.markdown(["", "before", "after", "change", ""], rows, "lrrll")
         header, rows, align = self.cells()
         remarks = "".join(f"\n{line}\n" for line in self.remarks())
-        return _markdown(header, rows, align) + remarks.replace("* better", "\\* better")
+        return fmt.markdown(header, rows, align) + remarks.replace("* better", "\\* better")
 
     def to_csv(self) -> str:
         """A line per run: every setting and measure under its dotted name, at full precision."""
@@ -286,15 +286,6 @@ def _pages(lines: Sequence[Sequence[str]], width: int) -> list[list[int]]:
         pages[-1].append(index)
         used += sizes[index]
     return pages
-
-
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]], align: str) -> str:
-    def line(cells: Sequence[str]) -> str:
-        safe = [cell.strip().replace("|", "\\|").replace("*", "\\*") for cell in cells]
-        return f"| {' | '.join(safe)} |\n"
-
-    rule = f"| {' | '.join('---:' if side == 'r' else '---' for side in align)} |\n"
-    return line(header) + rule + "".join(map(line, rows))
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -189,3 +189,14 @@ def wrap(text: str, width: int, indent: str = "  ") -> str:
     return textwrap.fill(
         text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], align: str) -> str:
+    """A table as GitHub Markdown; `align` has "l" or "r" for each column."""
+
+    def line(cells: Sequence[str]) -> str:
+        safe = [cell.strip().replace("|", "\\|").replace("*", "\\*") for cell in cells]
+        return f"| {' | '.join(safe)} |\n"
+
+    rule = f"| {' | '.join('---:' if side == 'r' else '---' for side in align)} |\n"
+    return line(header) + rule + "".join(map(line, rows))

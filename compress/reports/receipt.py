@@ -148,11 +148,17 @@ class Receipt:
     def write(self, directory: Path) -> Path:
         """Write `receipt.json` into `directory` by one rename; returns its path.
 
+        Beside a model its card, README.md, is written too.
+
         Raises:
             RunError: a number is NaN or infinite; nothing is written.
             OSError: the disk is full or the directory can't be written.
         """
-        return write_atomic(Path(directory) / FILE_NAME, self.text())
+        from compress.reports.card import write_card
+
+        written = write_atomic(Path(directory) / FILE_NAME, self.text())
+        write_card(Path(directory), self)
+        return written
 
     @classmethod
     def read(cls, path: Path | str) -> Receipt:
