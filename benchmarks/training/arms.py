@@ -63,7 +63,6 @@ NORMS = ("pre", "post", "mix", "lns")
 SWEEPS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
     "adam": (ADAM, (1e-3, 2e-3, 4e-3)),
     "spam": (SPAM, (1e-3, 2e-3, 4e-3)),
-    "stable-spam": (STABLE, (1e-3, 2e-3, 4e-3)),
     "galore": (GALORE, (8e-3, 1.6e-2)),
 }
 MOST_RATES = 5
@@ -75,7 +74,7 @@ KINDS: dict[str, tuple[dict[str, Any], str]] = {
     "adam+clip": (ADAM, "adam"),
     "spam": (SPAM, "spam"),
     "spam+clip": ({**SPAM, "max_grad_norm": 1.0}, "spam"),
-    "stable-spam": (STABLE, "stable-spam"),
+    "stable-spam": (STABLE, "adam"),
 }
 SPIKES = {  # noise of 1000 times the rms in every tensor; the same in one tensor, more often
     "noise": "noise:0.02:1000",
@@ -96,7 +95,7 @@ def _spikes(kind: str) -> list[Arm]:
 
 
 def _four_bit() -> list[Arm]:
-    kinds = {**KINDS, "stable-spam": (STABLE_4BIT, "stable-spam")}
+    kinds = {**KINDS, "stable-spam": (STABLE_4BIT, "adam")}
     del kinds["spam+clip"]
     bits = {"quantise": "int4", "quantise_activations": True}
     return [Arm(f"4-bit/{n}", {**options, **bits}, sweep) for n, (options, sweep) in kinds.items()]
@@ -146,31 +145,35 @@ def _followups() -> list[Arm]:
     ]
 
 
-_EXTRA = (
-    *("clean/spam+clip", "noise/spam+clip", "4-bit/adam+clip"),
-    *("memory/spam d=0.5", "meap/meap, annealed"),
-)
-
-
-def _ordered() -> list[Arm]:
-    """All arms, what the questions turn on first: a grid that is cut short answers most of them."""
-    norms, masked, memory = _norms(), _masked(), _memory()
-    whole = [
+def _arms() -> list[Arm]:
+    """All arms, what the questions turn on first."""
+    norms = _norms()
+    return [
         *_clean(),
         *(arm for arm in norms if arm.shape == "deep12"),
-        *_spikes("noise"),
         *_followups(),
-        *masked,
+        *_masked(),
+        *_spikes("noise"),
         *_four_bit(),
         *_census(),
-        *memory,
+        *_memory(),
         *(arm for arm in norms if arm.shape == "deep24"),
         *_spikes("layer"),
     ]
-    return sorted(whole, key=lambda arm: arm.name in _EXTRA)
 
 
-ARMS: list[Arm] = _ordered()
+ARMS: list[Arm] = _arms()
+_LAST = (
+    *("clean/spam+clip", "noise/spam+clip", "noise/spam theta=50", "4-bit/adam+clip"),
+    *("memory/spam d=0.5", "memory/galore", "meap/meap, annealed"),
+)
+
+
+def ordered() -> list[tuple[int, Arm]]:
+    """(seed, arm) in the order to be run: one seed of everything, then the next ones."""
+    every = [(seed, arm) for seed in SEEDS for arm in ARMS if seed in arm.seeds]
+    late = ("deep24/", "layer/")
+    return sorted(every, key=lambda run: run[1].name in _LAST or run[1].name.startswith(late))
 
 
 def sweep_arms(name: str) -> Arm:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import corpus
-from arms import ARMS, BATCH, STEPS, SWEEP_SEED, Arm, best_rate, next_rates, sweep_arms
+from arms import BATCH, STEPS, SWEEP_SEED, Arm, best_rate, next_rates, ordered, sweep_arms
 
 HELD_OUT_WINDOWS, DEPTH_WINDOWS = 600, 16
 
@@ -65,12 +65,13 @@ def sweep_losses(name: str, done: dict[str, dict[str, Any]]) -> dict[float, floa
 def pending(only: tuple[str, ...], done: dict[str, dict[str, Any]]) -> Iterator[Run]:
     """Runs that are open and could start now, the most important first."""
     asked: set[str] = set()
-    for arm in ARMS:
+    for seed, arm in ordered():
         if only and not arm.name.startswith(only):
             continue
         if arm.base is not None:
-            found = (Run(arm, seed, 0.0) for seed in arm.seeds)
-            yield from (run for run in found if run.key not in done and _can_start(run, done))
+            run = Run(arm, seed, 0.0)
+            if run.key not in done and _can_start(run, done):
+                yield run
             continue
         assert arm.sweep is not None
         losses = sweep_losses(arm.sweep, done)
@@ -80,10 +81,9 @@ def pending(only: tuple[str, ...], done: dict[str, dict[str, Any]]) -> Iterator[
             yield from (Run(sweep_arms(arm.sweep), SWEEP_SEED, rate) for rate in rates)
         if rates:
             continue
-        for seed in arm.seeds:
-            run = Run(arm, seed, best_rate(losses))
-            if run.key not in done:
-                yield run
+        run = Run(arm, seed, best_rate(losses))
+        if run.key not in done:
+            yield run
 
 
 def _can_start(run: Run, done: dict[str, dict[str, Any]]) -> bool:

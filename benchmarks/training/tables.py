@@ -248,17 +248,19 @@ def _most(kinds: Mapping[str, int]) -> list[tuple[str, int]]:
 
 def overhead() -> str:
     """Cost of masks, optimizers and the monitor."""
-    path = PLACE / "overhead.json"
-    if not path.exists():
-        return "Not measured yet."
-    rows = []
-    for name, arm in json.loads(path.read_text(encoding="utf-8"))["arms"].items():
-        row = [name, f"{arm['milliseconds_a_step']:.1f}"]
-        for base in ("stock", "this_trainer"):
-            low, high = arm[f"quartiles_to_{base}"]
-            row.append(f"{arm[f'ratio_to_{base}']:.3f} ({low:.3f} to {high:.3f})")
-        rows.append(row)
-    return markdown(["", "ms a step", "to the stock Trainer", "to this one with AdamW"], rows)
+    parts = []
+    for path in sorted(PLACE.glob("overhead*.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        rows = []
+        for name, arm in found["arms"].items():
+            row = [name, f"{arm['milliseconds_a_step']:.1f}"]
+            for base in ("stock", "this_trainer"):
+                low, high = arm[f"quartiles_to_{base}"]
+                row.append(f"{arm[f'ratio_to_{base}']:.3f} ({low:.3f} to {high:.3f})")
+            rows.append(row)
+        head = ["", "ms a step", "to the stock Trainer", "to this one with AdamW"]
+        parts.append(f"{found['machine']}:\n\n{markdown(head, rows)}")
+    return "\n\n".join(parts) or "Not measured yet."
 
 
 def step_times() -> str:

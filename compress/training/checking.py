@@ -103,7 +103,7 @@ def _numbers(s: TrainSettings) -> Iterator[Fault]:
             yield f"`{option} {value:g}` is outside [0, 1)", ""
     if s.warmup >= 1 and s.run_steps() and s.warmup > s.run_steps():
         yield f"`--warmup {s.warmup:g}` is longer than the run of {s.run_steps()}", ""
-    if not s.run_steps():
+    if not s.run_steps() and s.preset is None:
         yield "no length of the run", "say `--steps N` or `--tokens N`."
 
 

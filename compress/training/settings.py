@@ -271,7 +271,7 @@ class TrainSettings:
             return self.steps
         if self.tokens is not None:
             return max(-(-self.tokens // (self.batch_size * self.length)), 1)
-        return PRESETS[self.preset].steps if self.preset else 0
+        return PRESETS[self.preset].steps if self.preset in PRESETS else 0
 
     def fingerprint(self) -> dict[str, Any]:
         """The settings that a resumed run must share."""

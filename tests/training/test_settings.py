@@ -164,6 +164,11 @@ def test_a_misspelt_name_gets_the_near_one(option, value, near):
     assert f"did you mean `{near}`" in error.hint
 
 
+def test_a_misspelt_preset_needs_no_length():
+    error = faults(preset="llama-60", steps=None)
+    assert error.message == "`--preset llama-60` isn't known"
+
+
 def test_all_faults_come_in_one_line():
     error = faults(lr=0.0, density=2.0, norm="mixx")
     assert error.message.count(";") == 2
