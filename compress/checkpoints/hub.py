@@ -100,7 +100,7 @@ def _snapshot(
     except HFValidationError as error:
         raise RequestError(f"`{name}` is neither a directory nor a Hub id: {error}") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        why = "offline mode is on (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else _reason(error)
+        why = "offline mode is on (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else reason(error)
         raise RequestError(
             f"no directory {where} here, it is not in the Hugging Face cache, and the Hub "
             f"can't be asked: {why}",
@@ -109,7 +109,7 @@ def _snapshot(
     return Path(found), Path(found).name
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """Return the first line of the error at the root of a chain."""
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause

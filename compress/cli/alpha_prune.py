@@ -278,6 +278,7 @@ FORMAT = option(
 @click.command("alpha-prune", cls=opt.Command)
 @click.argument("model")
 @opt.OUTPUT
+@opt.PUSH
 @REMOVE
 @SPREAD
 @opt.CALIBRATION

@@ -173,6 +173,7 @@ TUNING = opt.options(
 @click.command("cd-moe-condense", cls=opt.Command)
 @click.argument("model")
 @opt.OUTPUT
+@opt.PUSH
 @CONDENSE
 @TUNING
 @opt.CALIBRATION

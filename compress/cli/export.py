@@ -13,6 +13,7 @@ from compress.errors import RequestError
 @click.command("export", cls=opt.Command)
 @click.argument("model")
 @opt.OUTPUT
+@opt.PUSH
 @option(
     "--to",
     "to",

@@ -203,6 +203,7 @@ STATISTICS = opt.options(
 @click.command("lowrank-svd", cls=opt.Command)
 @click.argument("model", required=False, metavar="MODEL")
 @opt.OUTPUT
+@opt.PUSH
 @SIZE
 @LAYERS
 @HOW

@@ -11,6 +11,7 @@ import click
 from compress.errors import RequestError, near_names
 
 F = TypeVar("F", bound=Callable[..., Any])
+_PUSH = "compress.push-to-hub"
 
 
 class Option(click.Option):
@@ -38,7 +39,13 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; --debug is read by the entry point, not by the command."""
         ctx.params.pop("debug", None)
-        return super().invoke(ctx)
+        name = ctx.meta.get(_PUSH)
+        if name is None:
+            return super().invoke(ctx)
+        from compress.cli.pushing import pushed
+
+        with pushed(name, ctx.params):
+            return super().invoke(ctx)
 
 
 def option(*names: str, heading: str = "Run", **kwargs: Any) -> Callable[[F], F]:
@@ -124,6 +131,13 @@ OUTPUT = options(
         help="new directory; appears only when complete",
     ),
     option("--overwrite", is_flag=True, help="replace OUT at the end, never before"),
+)
+PUSH = option(
+    "--push-to-hub",
+    metavar="NAME",
+    expose_value=False,
+    callback=lambda ctx, param, value: ctx.meta.__setitem__(_PUSH, value),
+    help="upload OUT to this Hub repository when it is complete",
 )
 RESUME = option("--resume", is_flag=True, help="go on from an interrupted run's journal")
 CONFIG = option(

@@ -30,6 +30,7 @@ def training_options(defaults: Mapping[str, Any]) -> Callable[[F], F]:
     """
     return opt.options(
         opt.OUTPUT,
+        opt.PUSH,
         _text(defaults),
         _length(defaults),
         _objective(defaults),
