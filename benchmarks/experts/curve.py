@@ -34,7 +34,7 @@ from compress.evaluation.speed import peak_memory
 
 HERE = Path(__file__).parent
 TASKS = ("tiny_story", "tiny_arithmetic", "tiny_entailment", "tiny_commonsense")
-SAMPLES, SEQLEN, LIMIT = 64, 128, 150
+SAMPLES, SEQLEN, LIMIT = 32, 128, 100
 PAPER = {"weights": "conditional-mean", "refit": "none", "shared_gate": "constant"}
 
 
@@ -63,21 +63,26 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 """Ways to make layers dense; the default is greedy-ls, least squares, kl-logits and refit."""
 
-TUNED = ("CD-MoE-S", "CD-MoE-S + refit", "CD-MoE-SR", "default")
-STEPS = 200
+EVERYWHERE = ("CD-MoE-SR", "default")  # at every number of layers
+AT_ALL = ("random experts + refit", "frequency + refit", "least squares", "default, sequential")
+"""Run with every layer condensed alone."""
+TUNED = ("CD-MoE-S", "CD-MoE-SR", "default")
+TUNING = {"finetune": 100, "finetune_lr": 1e-3, "finetune_seqlen": SEQLEN}
 
 
 def arms(layers: int, experts: int, routed: int) -> Iterator[Arm]:
     """Yield all arms of a model, the telling strengths first."""
-    for n in (n for n in (4, 2, 3, 1) if n <= layers):
+    yield Arm("original + tuned", 0, None)
+    for n in (n for n in (layers, layers // 2, layers * 3 // 4, 1) if n):
         yield Arm("drop MoE layer", n, None)
         if n < layers:
             yield Arm("drop block", n, None)
-        for name, options in WAYS.items():
-            yield Arm(name, n, {"layers": n, "experts": routed, **options})
-        for name in TUNED:
-            options = {"experts": routed, **WAYS[name], "finetune": STEPS}
-            yield Arm(f"{name} + tuned", n, {"layers": n, **options})
+        some = [w for w in WAYS if n == layers or w not in AT_ALL]
+        for name in some if n in (layers, layers // 2) else EVERYWHERE:
+            yield Arm(name, n, {"layers": n, "experts": routed, **WAYS[name]})
+        for name in TUNED if n in (layers, layers // 2) else ():
+            options = {"layers": n, "experts": routed, **WAYS[name], **TUNING}
+            yield Arm(f"{name} + tuned", n, options)
     for kept in sorted({experts * 3 // 4, experts // 2, max(routed, experts // 4)}, reverse=True):
         yield Arm("REAP", kept, {"mode": "prune", "experts": kept})
         yield Arm(
@@ -165,7 +170,13 @@ def run(path: Path, arm: Arm, seed: int, place: Path) -> dict[str, Any]:
     """Make a model smaller and measure it."""
     out, errors = place / "out", []
     start = time.perf_counter()
-    if arm.options is None:
+    if arm.name == "original + tuned":  # what tuning alone brings: experts of every layer
+        compress.train_spam(
+            path, out, data="demo", train_only="*.mlp.*_proj*", optimizer="adamw",
+            schedule="linear", warmup=0.0, min_lr=0.0, batch_size=8, spikes=False, dtype="float32",
+            steps=TUNING["finetune"], lr=TUNING["finetune_lr"], seqlen=SEQLEN, seed=seed,
+        )  # fmt: skip
+    elif arm.options is None:
         tokenizer = AutoTokenizer.from_pretrained(path)
         batches, _ = prepare_calibration(
             "demo", tokenizer, samples=32, seqlen=SEQLEN, seed=seed, batch_size=8, held_out=()
@@ -176,7 +187,7 @@ def run(path: Path, arm: Arm, seed: int, place: Path) -> dict[str, Any]:
     else:
         done = compress.cd_moe_condense(
             path, out, calib="demo", samples=SAMPLES, seqlen=SEQLEN, batch_size=8,
-            search_samples=16, seed=seed, dtype="float32", **arm.options,
+            search_samples=8, seed=seed, dtype="float32", **arm.options,
         )  # fmt: skip
         errors = [row["errors"] for row in done.plan.rows if "errors" in row]
     seconds = time.perf_counter() - start
@@ -206,7 +217,6 @@ def main() -> None:
     parser.add_argument("--model", type=Path, action="append", default=[])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=HERE / "curve.jsonl")
-    parser.add_argument("--no-tuned", action="store_true", help="leave fine-tuning for later")
     options = parser.parse_args()
     torch.set_num_threads(1)
     lines = []
@@ -229,8 +239,6 @@ def main() -> None:
                      "bytes": size, **score(path), "speed": {}, "errors": []})  # fmt: skip
             for arm in arms(config.num_hidden_layers, count, config.num_experts_per_tok):
                 if (path.name, arm.name, arm.strength, seed) in done:
-                    continue
-                if options.no_tuned and "finetune" in (arm.options or {}):
                     continue
                 with tempfile.TemporaryDirectory() as place:
                     found = run(path, arm, seed, Path(place))

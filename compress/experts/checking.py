@@ -52,6 +52,12 @@ def check_written(
     return None if worst <= _TOLERANCE.get(running, 0.1) else worst
 
 
+def _answer(output: Any) -> Tensor:
+    """Return the logits; of a model without a head what it returns last."""
+    logits = getattr(output, "logits", None)
+    return output.last_hidden_state if logits is None else logits
+
+
 def _logits(
     source: Source, method: Any, batch: Mapping[str, Tensor], options: Mapping[str, Any]
 ) -> Tensor:
@@ -61,7 +67,7 @@ def _logits(
         [dict(batch)],
         method,
         streams=(STREAM,),
-        on_output=lambda stream, index, output: found.append(output.logits.float().cpu()),
+        on_output=lambda stream, index, output: found.append(_answer(output).float().cpu()),
         **options,
     )
     return found[0]

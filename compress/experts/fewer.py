@@ -102,7 +102,7 @@ def fewer_tensors(
     for name, value in tensors.items():
         if name.startswith(f"{layer.experts}."):
             out[name] = value[kept]
-        elif _routes(name, layer):
+        elif routes(name, layer):
             if value.dim() and value.shape[0] == layer.count:
                 out[name] = value[kept]
             elif value.dim() == 2 and value.shape == (1, layer.count):
@@ -144,7 +144,7 @@ def groups_of(config: Any) -> int:
     return int(getattr(config, "n_group", 1) or 1)
 
 
-def _routes(name: str, layer: ExpertLayer) -> bool:
+def routes(name: str, layer: ExpertLayer) -> bool:
     """Whether a tensor belongs to the router: in the layer, but not to a shared MLP."""
     shared = f"{layer.shared}." if layer.shared else None
     gate = f"{layer.shared_gate}." if layer.shared_gate else None

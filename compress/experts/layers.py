@@ -100,9 +100,11 @@ def _layer(model: nn.Module, block: Block, name: str) -> ExpertLayer:
     known = parts == set(_PARTS) and leaf == "experts" and len(mine) == 3 * count
     clamped = bool(biases) or hasattr(experts, "limit")
     if not known or clamped or not hasattr(experts, "act_fn"):
+        head, inside, _ = name.partition(".experts.")  # a list of experts, not stacked
+        held = f"{head}.experts" if inside else name
         raise RequestError(
-            f"`{name}` ({type(experts).__name__}) can't be condensed: its experts have "
-            + ("biases or a clamp" if clamped else "another layout"),
+            f"`{held}` ({type(model.get_submodule(held)).__name__}) can't be condensed: its "
+            "experts have " + ("biases or a clamp" if clamped else "another layout"),
             "experts are needed that stack a gate, an up and a down projection without biases",
         )
     moe: Any = model.get_submodule(where)

@@ -15,6 +15,7 @@ from compress.checkpoints.placement import compute_dtype, resolve_device, resolv
 from compress.checkpoints.source import Source
 from compress.checkpoints.walk import WalkReport
 from compress.data.batching import CalibrationReport
+from compress.errors import RequestError
 from compress.evaluation.measures import Request, check_request
 from compress.experts.fewer import fewer_fields
 from compress.experts.layers import ExpertLayer, find_layers
@@ -84,6 +85,13 @@ def open_job(source: Source, settings: CondenseSettings, progress: Progress, clo
     anatomy = read_anatomy(model)
     layers = find_layers(model, anatomy)
     candidates(settings.layers, layers)
+    head: Any = model.get_output_embeddings() if settings.mode == "dense" else model
+    if head is None and settings.metric != "js-hidden":
+        raise RequestError(
+            f"`{source.name}` is a `{type(model).__name__}` without a head, whose output "
+            f"`--metric {settings.metric}` compares",
+            "add `--metric js-hidden`",
+        )
     config = source.config.get_text_config()
     experts = settings.experts
     if experts is None:

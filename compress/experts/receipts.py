@@ -113,6 +113,11 @@ def _notes(job: Job, plan: Plan, layout: Layout) -> list[str]:
     notes = []
     if layout.kind == "stock":
         notes.append("stored in the family's own form: anybody's transformers loads it")
+        if layout.one_expert:
+            notes.append(
+                "each layer keeps a router with one expert, since the family has no dense layer: "
+                "routing costs a little time"
+            )
         if layout.padding:
             notes.append(
                 f"dense layers share one width of {layout.width}: {layout.padding:,} bytes of zeros"

@@ -62,6 +62,11 @@ def _span(config: Any, dense: set[int]) -> dict[str, Any] | None:
     return {"moe_layer_start_index": first, "moe_layer_end_index": last} if said == sparse else None
 
 
+def _no_experts(config: Any, dense: set[int]) -> dict[str, Any] | None:
+    """jamba: one expert means none, in every layer."""
+    return {"num_experts": 1} if len(dense) == config.num_hidden_layers else None
+
+
 _ANY = Form("intermediate_size", _mlp_only)
 _TYPES = Form("intermediate_size", _layer_types)
 _FIRST = Form("intermediate_size", _prefix("first_k_dense_replace"), "a prefix of the layers")
@@ -69,6 +74,7 @@ _FIRST = Form("intermediate_size", _prefix("first_k_dense_replace"), "a prefix o
 FORMS: Mapping[str, Form] = {
     **dict.fromkeys(("qwen2_moe", "qwen3_moe", "qwen3_next", "qwen3_vl_moe_text"), _ANY),
     **dict.fromkeys(("glm4_moe_lite", "glm_moe_dsa", "deepseek_v32", "exaone_moe"), _TYPES),
+    **dict.fromkeys(("bailing_hybrid", "deepseek_ocr2_text"), _TYPES),
     "cohere2_moe": Form("prefix_dense_intermediate_size", _layer_types),
     "llama4_text": Form("intermediate_size_mlp", _moe_layers),
     **dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe", "dots1"), _FIRST),
@@ -80,12 +86,62 @@ FORMS: Mapping[str, Form] = {
         ("w1", "w3", "w2"),
     ),
     "ernie4_5_moe": Form("intermediate_size", _span, "layers outside one span"),
+    "jamba": Form("intermediate_size", _no_experts, "all layers"),
 }
+
+
+@dataclass(frozen=True)
+class OneExpert:
+    """How a family whose layers all have experts is given one, which every token is routed to.
+
+    The router's weight is 0 and the one expert's routing weight 1: a softmax over one, or a
+    sigmoid over its own sum. A shared MLP, where the family has one, takes a part of the neurons.
+
+    Attributes:
+        fields: of the config, that become 1.
+        width: the config's field for the width of experts.
+        shared: how wide the shared MLP is: "own", as it was, behind a sigmoid gate, whose weight
+            becomes 0 and its value 1/2 unless it is kept; "same", as the expert; "" there is none.
+    """
+
+    fields: tuple[str, str]
+    width: str
+    shared: str = ""
+
+
+_LOCAL = OneExpert(("num_local_experts", "num_experts_per_tok"), "intermediate_size")
+_PLAIN = OneExpert(("num_experts", "num_experts_per_tok"), "intermediate_size")
+_GATED = OneExpert(("num_experts", "num_experts_per_tok"), "moe_intermediate_size", "own")
+
+ONE_EXPERT: Mapping[str, OneExpert] = {
+    **dict.fromkeys(
+        (
+            "mixtral",
+            "minimax",
+            "minimax_m2",
+            "granitemoe",
+            "granitemoeshared",
+            "granitemoehybrid",
+            "granitemoe_swa",
+        ),
+        _LOCAL,
+    ),
+    **dict.fromkeys(("olmoe", "flex_olmo"), _PLAIN),
+    "hunyuan_v1_moe": OneExpert(("num_experts", "moe_topk"), "intermediate_size", "same"),
+    **dict.fromkeys(("qwen2_moe", "qwen3_next", "qwen3_5_moe_text"), _GATED),
+}
+"""Families that can be stored so when all expert layers are condensed (cohere and llama have dense
+layers; group-limited routers fail on one expert; phimoe always takes two)."""
 
 
 def form_of(config: Any) -> Form | None:
     """Return how a text config's family spells dense layers; None where it can't."""
     return FORMS.get(getattr(config, "model_type", ""))
+
+
+def one_expert_of(config: Any) -> OneExpert | None:
+    """Return how a text config's family is given one expert a layer; None where it can't."""
+    return ONE_EXPERT.get(getattr(config, "model_type", ""))
 
 
 def fields_of(config: Any, form: Form, dense: set[int], width: int) -> dict[str, Any] | None:

@@ -26,9 +26,11 @@ from compress.experts.fewer import MERGE, PRUNE, fewer_fields, fewer_tensors
 from compress.experts.journal import LayerJournal
 from compress.experts.layers import ExpertLayer, gated_parts
 from compress.experts.merge import GatedMLP, widened
-from compress.experts.stock import fields_of, form_of
+from compress.experts.one_expert import one_expert_tensors
+from compress.experts.stock import fields_of, form_of, one_expert_of
 from compress.progress import Progress
 
+_ALIGNED = 16  # columns: the grouped product of experts wants rows of whole 16 bytes
 PADDING_SHARE = 0.02  # of the model's bytes: above it an edit is written instead
 
 
@@ -42,6 +44,8 @@ class Layout:
         width: stock: the width of every dense layer.
         padding: stock: bytes of zeros that the common width costs.
         why: edits: why it isn't stock.
+        one_expert: stock: each layer keeps a router and one expert of this width.
+        shared: of that form: the width of the shared MLP.
     """
 
     kind: str
@@ -49,6 +53,8 @@ class Layout:
     width: int = 0
     padding: int = 0
     why: str = ""
+    one_expert: bool = False
+    shared: int = 0
 
 
 def plan_layout(
@@ -97,6 +103,10 @@ def plan_layout(
             why = f"one width for all dense layers would cost {padding:,} bytes of zeros"
         else:
             return Layout("stock", fields, width, padding)
+    if len(condensed) == len(layers):
+        one = _one_expert(config, layers, rows)
+        if one is not None:
+            return one
     if stock_only:
         raise RequestError(
             f"`--stock-only`: {why}",
@@ -104,6 +114,25 @@ def plan_layout(
             "layers come first)",
         )
     return Layout("edits", {}, why=why)
+
+
+def _one_expert(
+    config: Any, layers: Sequence[ExpertLayer], rows: Sequence[Mapping[str, Any]]
+) -> Layout | None:
+    """Return the layout of a model whose layers keep one expert each; None where that can't be."""
+    form = one_expert_of(config)
+    if form is None:
+        return None
+    width, shared = max(row["width"] for row in rows), 0
+    if form.shared == "same":
+        width = -(-width // 2)
+    elif form.shared:
+        shared = layers[0].shared_width
+        width -= 0 if rows[0]["kind"] == "gated_dense_mlp" else shared
+    width = -(-max(width, 1) // _ALIGNED) * _ALIGNED
+    shared = width if form.shared == "same" else shared
+    fields = {**dict.fromkeys(form.fields, 1), form.width: width}
+    return Layout("stock", fields, width, one_expert=True, shared=shared)
 
 
 def write_checkpoint(
@@ -152,7 +181,7 @@ def write_checkpoint(
             tensors = fewer_tensors(tensors, made.layer, made.row)
         elif made is not None:
             tensors = _exchanged(tensors, made, layout, source)
-        elif layout.width and block.name not in sparse:
+        elif layout.width and not layout.one_expert and block.name not in sparse:
             tensors = _padded(tensors, model, block.name, layout.width)
         writer.write(block.name, tensors)
         loader.unload(block.name)
@@ -208,6 +237,8 @@ def _exchanged(
     tensors: Mapping[str, Tensor], made: Condensed, layout: Layout, source: Source
 ) -> dict[str, Tensor]:
     """Return a block's tensors with the condensed layer's in the place of its experts'."""
+    if layout.one_expert:
+        return one_expert_tensors(tensors, made, layout.width, layout.shared)
     name = made.layer.name
     out = {key: value for key, value in tensors.items() if not key.startswith(f"{name}.")}
     parts = ("gate_proj", "up_proj", "down_proj")

@@ -11,24 +11,15 @@ from pathlib import Path
 import families
 import pytest
 import torch
+from moe_families import build, layers_of
 from transformers import AutoModelForCausalLM
 
 import compress
-from compress.checkpoints.anatomy import read_anatomy
-from compress.checkpoints.loader import skeleton
 from compress.checkpoints.source import open_source
 from compress.errors import RequestError
-from compress.experts.layers import find_layers
 from compress.experts.searching import Step, search_layers
 from tiny_models import make_batch, make_checkpoint
 
-COHERE = {
-    "num_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 24, "hidden_size": 32,
-    "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
-    "vocab_size": 128, "num_shared_experts": 1, "prefix_dense_intermediate_size": 40,
-    "mlp_layer_types": ["dense", "sparse", "sparse"], "pad_token_id": 0, "bos_token_id": 1,
-    "eos_token_id": 2,
-}  # fmt: skip
 # family -> the form that its last expert layer takes
 STOCK = """qwen2_moe qwen3_moe deepseek_v2 deepseek_v3 glm4_moe glm4_moe_lite ernie4_5_moe
     llama4_text cohere2_moe cohere2_moe_average qwen3_next lfm2_moe dots1"""
@@ -38,36 +29,10 @@ FORMS = {**dict.fromkeys(STOCK.split(), "stock"), **dict.fromkeys(EDITS.split(),
 REFUSED = ["gpt_oss", "jetmoe", "dbrx", "longcat_flash"]
 
 
-def build(family):
-    if not family.startswith("cohere2_moe"):
-        model = families.build(family)
-        with torch.no_grad():  # some families start with experts of zeros
-            for name, value in model.named_parameters():
-                if "experts" in name and not value.any():
-                    value.normal_(0, 0.2, generator=torch.Generator().manual_seed(0))
-        return model
-    from transformers import Cohere2MoeConfig, Cohere2MoeForCausalLM
-
-    strategy = "average" if family.endswith("average") else "sum"
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        config = Cohere2MoeConfig(**COHERE, shared_expert_combination_strategy=strategy)
-        model = Cohere2MoeForCausalLM(config)
-        for value in model.parameters():
-            if value.ndim > 1:
-                torch.nn.init.normal_(value, 0, 0.2)
-    return model.eval()
-
-
 def batches_of(family):
     return families.make_batches(
         "qwen2_moe" if family.startswith("cohere") else family, count=3, rows=4, length=24
     )
-
-
-def layers_of(path):
-    model = skeleton(open_source(path))
-    return find_layers(model, read_anatomy(model))
 
 
 def logits(model, batch):
