@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -89,6 +89,10 @@ class ImageSet:
             )  # fmt: skip
             yield {name: made, "labels": self.labels[some]}
 
+    def normalised_by(self, processing: Processing) -> ImageSet:
+        """The same pixels, normalised by other numbers; geometry must be the same."""
+        return ImageSet(self.pictures, processing, self.labels, self._held)
+
     def digest(self) -> str:
         """Return "sha256:…" of the labels and pixels; of labels and places where not in memory."""
         whole = hashlib.sha256(self.labels.numpy().astype("<i8").tobytes())
@@ -118,6 +122,12 @@ class ImageData:
     classes: tuple[str, ...]
     skipped: int = 0
     notes: tuple[str, ...] = field(default=())
+
+    def normalised_by(self, processing: Processing) -> ImageData:
+        """The same pixels, normalised by other numbers."""
+        parts = (self.train, self.validation, self.test)
+        train, validation, test = (part.normalised_by(processing) for part in parts)
+        return replace(self, train=train, validation=validation, test=test, processing=processing)
 
     def digest(self) -> str:
         """Return one digest of all three splits."""
