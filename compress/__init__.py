@@ -21,6 +21,7 @@ _LAZY = {
     "calib_study": "compress.study.command",
     "cd_moe_condense": "compress.experts.command",
     "lowrank_svd": "compress.lowrank.command",
+    "pass_prune": "compress.channels.command",
     "train_spam": "compress.training.command",
     "train_meap": "compress.training.command",
     "train_mixln": "compress.training.command",

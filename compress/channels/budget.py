@@ -78,6 +78,7 @@ def keep_for_budget(
     limits: Bounds | None = None,
     scope: str = "global",
     check: bool = True,
+    fill: bool = False,
 ) -> list[Tensor]:
     """Choose the units to keep: as many from the front of the order as the budget allows.
 
@@ -89,6 +90,9 @@ def keep_for_budget(
         limits: floors and rounding; default: at least 1 unit, no rounding.
         scope: one of SCOPES.
         check: look whether the budget can be reached at all (a sync on an accelerator).
+        fill: go on behind the cut and take what still fits, in order: where rounding makes steps
+            large, the first that doesn't fit leaves much of the budget unused. (Without it a larger
+            budget never keeps less of any group.)
 
     Returns:
         For each group bool [width], True = keep. The cost is at most `target`; one more unit of
@@ -119,6 +123,8 @@ def keep_for_budget(
         low = torch.where(fits, middle, low)
         high = torch.where(fits, high, middle)
     counts = _counts(place, owner, low, allowed)
+    if fill:
+        counts = _filled(counts, scores, place, cost, target, allowed)
     return top_units(scores, counts)
 
 
@@ -175,6 +181,31 @@ def _counts(place: Tensor, owner: Tensor, cut: Tensor, allowed: Bounds) -> Tenso
     counts = torch.zeros(len(allowed.width), dtype=torch.int64, device=place.device)
     counts.index_add_(0, owner, (place < cut).to(torch.int64))
     return allowed.rounded(counts)
+
+
+def _filled(
+    counts: Tensor,
+    scores: Sequence[Tensor],
+    place: Tensor,
+    cost: Cost,
+    target: float,
+    allowed: Bounds,
+) -> Tensor:
+    """Take one step after the other: of those that fit, the one whose next unit comes first.
+
+    Ends where no step of any group fits.
+    """
+    widths = allowed.width.tolist()
+    in_order = [part.sort().values for part in place.split(widths)]
+    one = torch.eye(len(widths), dtype=torch.int64, device=counts.device)
+    while True:
+        step = torch.minimum(allowed.step, allowed.width - counts)
+        fits = (cost(counts + one * step) <= target) & (step > 0)
+        if not bool(fits.any()):
+            return counts
+        heads = [part[min(n, len(part) - 1)] for part, n in zip(in_order, counts.tolist())]
+        first = torch.where(fits, torch.stack(heads), len(place)).argmin()
+        counts = counts + one[first] * step
 
 
 def _rank(score: Tensor) -> Tensor:

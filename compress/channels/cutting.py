@@ -16,6 +16,7 @@ from compress.channels.attention import attentions
 from compress.channels.graph import CONVOLUTIONS
 from compress.channels.groups import Group, Member
 from compress.checkpoints import edits
+from compress.checkpoints.record import config_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -76,7 +77,7 @@ def kept_places(model: nn.Module, groups: Sequence[Group], masks: Sequence[Tenso
     return kept
 
 
-def plan_edits(model: nn.Module, kept: Kept) -> dict[str, dict[str, Any]]:
+def plan_edits(model: PreTrainedModel, kept: Kept) -> dict[str, dict[str, Any]]:
     """Return the edit of every module that loses something, whole: edits may follow edits."""
     wanted: dict[str, dict[str, Any]] = {}
     for name, axis in kept:
@@ -97,7 +98,16 @@ def plan_edits(model: nn.Module, kept: Kept) -> dict[str, dict[str, Any]]:
     for name, module in attentions(model):
         if (f"{name}.q_proj", "out") in kept:
             wanted[name] = {"kind": "attention", **_heads(module, kept[f"{name}.q_proj", "out"])}
-    return wanted
+    return {name: {**_earlier(model, name, edit), **edit} for name, edit in wanted.items()}
+
+
+def _earlier(model: Any, name: str, edit: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a module's edit so far: what it says beside the sizes (a kernel, a stride) stays."""
+    config = config_of(model)
+    for other, fields in (config.modules if config else {}).items():
+        if name in edits.spellings(model, other) and fields["kind"] == edit["kind"]:
+            return fields
+    return {}
 
 
 def _conv_edit(module: Any, size: Mapping[str, int]) -> dict[str, Any]:

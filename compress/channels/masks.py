@@ -41,7 +41,7 @@ class Masks:
 
         Args:
             values: for each group [width], bool or floating, with or without a gradient; None for
-                no mask.
+                no mask. Also [B, width], a mask for each image of the batch.
         """
         self._values = {i: value for i, value in enumerate(values) if value is not None}
 
@@ -81,9 +81,7 @@ class Masks:
                 factor = one if factor is None else factor * one
             if factor is None:
                 return features
-            if channels_last:
-                return features * factor
-            return features * factor.reshape(-1, *[1] * (features.dim() - 2))
+            return features * _placed(factor, features, channels_last)
 
         if side == "output":
             return module.register_forward_hook(lambda _, inputs, output: masked(output))
@@ -119,4 +117,16 @@ def _inverse(positions: Tensor, total: int) -> Tensor:
 
 def _spread(value: Tensor, inverse: Tensor) -> Tensor:
     """Return a mask over the axis: 1 where no unit lies."""
-    return torch.cat([value, value.new_ones(1)])[inverse.to(value.device)]
+    padded = torch.cat([value, value.new_ones(*value.shape[:-1], 1)], dim=-1)
+    return padded[..., inverse.to(value.device)]
+
+
+def _placed(factor: Tensor, features: Tensor, channels_last: bool) -> Tensor:
+    """Shape a factor [C] or [B, C] so that it multiplies features; windows count to their image."""
+    if factor.dim() == 2 and len(features) != len(factor):
+        factor = factor.repeat_interleave(len(features) // len(factor), dim=0)
+    between = [1] * (features.dim() - 2)
+    first = [len(factor)] if factor.dim() == 2 else []
+    if channels_last:
+        return factor.reshape(*first, *between, -1) if first else factor
+    return factor.reshape(*first, -1, *between)

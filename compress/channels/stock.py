@@ -15,7 +15,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from compress.channels.attention import attentions
-from compress.checkpoints.record import forget
+from compress.checkpoints.record import config_of, forget
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,6 +30,8 @@ def make_stock(model: PreTrainedModel) -> bool:
     Returns:
         Whether that was done; else the model is as it was.
     """
+    if not _only_sizes(model):
+        return False
     config = _candidate(model)
     if config is None or not _builds(model, config):
         return False
@@ -52,6 +54,16 @@ _FIELDS = (
     *("intermediate_size", "num_attention_heads", "head_dim", "hidden_size", "mlp_ratio"),
     *("embedding_size", "hidden_sizes"),
 )
+
+
+def _only_sizes(model: PreTrainedModel) -> bool:
+    """Whether all edits are of sizes, which the tensors' shapes then show."""
+    config = config_of(model)
+    return config is not None and all(
+        fields["kind"] in ("attention", "columns", "conv", "linear", "norm")
+        and not {"kernel", "stride"} & set(fields)
+        for fields in config.modules.values()
+    )
 
 
 def _candidate(model: Any) -> Any:

@@ -124,3 +124,20 @@ def test_many_keep_vectors_at_once():
     keeps = torch.stack([costs.widths, torch.ones(len(groups), dtype=torch.int64)])
     together = costs.macs_of(keeps)
     assert together.tolist() == [float(costs.macs_of(row)) for row in keeps]
+
+
+@pytest.mark.parametrize("name", ["resnet-bottleneck", "regnet-y", "vit"])
+def test_filling_takes_whatever_still_fits(name):
+    groups, scores, costs = network(name)
+    limits = bounds(groups, round_to=4)
+    target = 0.5 * float(costs.macs_of(costs.widths))
+    plain, full = (
+        kept(keep_for_budget(scores, groups, costs.macs_of, target, limits=limits, fill=fill))
+        for fill in (False, True)
+    )
+    assert bool((full >= plain).all())
+    assert float(costs.macs_of(full)) <= target
+    for i, group in enumerate(groups):
+        more = full.clone()
+        more[i] = min(group.width, int(full[i]) + int(limits.step[i]))
+        assert more[i] == full[i] or float(costs.macs_of(more)) > target
