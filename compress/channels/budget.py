@@ -104,15 +104,7 @@ def keep_for_budget(
     device = scores[0].device
     allowed = (limits or bounds(groups)).to(device)
     if check:
-        least = float(cost(allowed.least))
-        if least > target:
-            whole = float(cost(allowed.width))
-            reachable = math.ceil(least / whole * 1000) / 1000
-            raise RequestError(
-                f"the budget of {target / whole:.3g} of the network can't be reached: with every "
-                f"group at its floor {least / whole:.3g} is left",
-                f"ask for {reachable:g} or more, or lower `--min-keep` and `--round-to`",
-            )
+        check_reachable(cost, target, allowed)
     place, owner = unit_order(scores, groups, scope, allowed.least)
     total = len(place)
     low = torch.zeros((), dtype=torch.int64, device=device)  # fits
@@ -126,6 +118,23 @@ def keep_for_budget(
     if fill:
         counts = _filled(counts, scores, place, cost, target, allowed)
     return top_units(scores, counts)
+
+
+def check_reachable(cost: Cost, target: float, limits: Bounds) -> None:
+    """Refuse a budget below what all groups at their floors cost.
+
+    Raises:
+        RequestError: the least that can be reached is said.
+    """
+    least = float(cost(limits.least))
+    if least > target:
+        whole = float(cost(limits.width))
+        reachable = math.ceil(least / whole * 1000) / 1000
+        raise RequestError(
+            f"the budget of {target / whole:.3g} of the network can't be reached: with every "
+            f"group at its floor {least / whole:.3g} is left",
+            f"ask for {reachable:g} or more, or lower `--min-keep` and `--round-to`",
+        )
 
 
 def keep_by_ratio(

@@ -59,7 +59,7 @@ def time_networks(
     example: Tensor,
     *,
     batches: Sequence[int] = BATCHES,
-    rounds: int = _ROUNDS,
+    rounds: int | None = None,
     progress: Progress = silent,
 ) -> list[Latency]:
     """Time networks against each other, in turns, so that a busy machine hurts all alike.
@@ -71,10 +71,11 @@ def time_networks(
         models: on one device.
         example: pixel values [1, 3, H, W] of the size that they take.
         batches: batch sizes.
-        rounds: timings of each network and size.
+        rounds: timings of each network and size; None takes 11.
         progress: called after each round.
     """
     place = next(models[0].parameters())
+    rounds = _ROUNDS if rounds is None else rounds
     found: list[dict[int, Timing]] = [{} for _ in models]
     training = [model.training for model in models]
     done, total = 0, rounds * len(batches)

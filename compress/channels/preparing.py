@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from compress.channels.budget import Bounds, bounds
+from compress.channels.budget import Bounds, bounds, check_reachable
 from compress.channels.costs import Costs, measure_costs
 from compress.channels.groups import Group, find_groups
 from compress.channels.measuring import stride_of
@@ -118,7 +118,7 @@ def open_job(source: Source, settings: PruneSettings, progress: Progress, clock:
             processing,
             None if settings.new_head else source.config,
             skip_bad=settings.skip_bad,
-            least=stride_of(model, example),
+            least=stride_of(model, _large(source, example)),
             progress=progress,
         )
         example = next(data.train.batches(1, limit=1))["pixel_values"].to(device, dtype)
@@ -128,7 +128,17 @@ def open_job(source: Source, settings: PruneSettings, progress: Progress, clock:
         progress, clock,
     )  # fmt: skip
     job.notes.extend(data.notes if data is not None else ())
+    share = settings.keep_params if settings.keep_params is not None else settings.keep
+    if share is not None:
+        check_reachable(job.measure, share * float(job.measure(costs.widths)), limits)
     return job
+
+
+def _large(source: Source, example: Tensor) -> Tensor:
+    """Return an example on which the stride shows: large, where the network takes any size."""
+    if getattr(source.config, "image_size", None) is not None or example.shape[-1] >= _SIDE:
+        return example
+    return example.new_zeros(*example.shape[:2], _SIDE, _SIDE)
 
 
 def _example(source: Source, settings: PruneSettings, device: str, dtype: torch.dtype) -> Tensor:

@@ -51,17 +51,15 @@ COMMANDS: dict[str, Entry] = {
         "mixture-of-experts layers become small dense ones",
         "compress.cli.cd_moe_condense",
     ),
-<<<<<<< HEAD
     "lowrank-svd": Entry(
         "Make smaller",
         "layers become two thin ones; or train such a model",
         "compress.cli.lowrank_svd",
-=======
+    ),
     "pass-prune": Entry(
         "Make smaller",
         "channels, heads and MLP units leave vision networks",
         "compress.cli.pass_prune",
->>>>>>> e8502f9 (pass-prune: criteria, repair, arms, receipt, the door)
     ),
     "train-spam": Entry(
         "Train",
