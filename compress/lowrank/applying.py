@@ -13,11 +13,11 @@ from torch import Tensor
 from compress.checkpoints.anatomy import Block, Matrix
 from compress.checkpoints.placement import resolve_dtype
 from compress.checkpoints.roles import in_sequence
-from compress.checkpoints.source import Source, require_finite
+from compress.checkpoints.source import require_finite
 from compress.checkpoints.walk import BlockWeights, open_writer, walk
 from compress.lowrank.factors import Factors, factor, factor_sequential
 from compress.lowrank.modules import Unit
-from compress.lowrank.preparing import Job
+from compress.lowrank.preparing import Job, factor_dtype
 from compress.lowrank.settings import LowRankSettings
 from compress.lowrank.spectra import Weights, has_bias, stacked
 from compress.lowrank.statistics import PairSums, gram_dtype
@@ -54,12 +54,6 @@ class Targets:
     def blocks(self) -> list[str]:
         """The blocks with units, in order."""
         return list(dict.fromkeys(unit.block for unit in self.units.values()))
-
-
-def factor_dtype(source: Source, settings: LowRankSettings) -> torch.dtype:
-    """The dtype that factors are stored in."""
-    own = resolve_dtype(settings.factor_dtype)
-    return own or resolve_dtype(settings.dtype) or source.dtype
 
 
 def factor_blocks(
@@ -115,7 +109,12 @@ def factor_in_sequence(job: Job, targets: Targets, files: BlockFiles, place: Pat
     """
     tokens = job.data.tokens if job.data is not None else 0
     method = Sequential(
-        targets, job.settings, files, factor_dtype(job.source, job.settings), gram_dtype(tokens)
+        targets,
+        job.settings,
+        files,
+        factor_dtype(job.source, job.settings),
+        resolve_dtype(job.settings.dtype) or job.source.dtype,
+        gram_dtype(tokens),
     )
     running = job.running
     report = walk(
@@ -153,6 +152,7 @@ class Sequential:
         settings: shrinkage, β, mean correction.
         files: where factors go.
         stored: their dtype; the compressed stream runs with what is stored.
+        whole: dtype of all else in OUT.
         dtype: of the sums.
     """
 
@@ -160,6 +160,7 @@ class Sequential:
     settings: LowRankSettings
     files: BlockFiles
     stored: torch.dtype
+    whole: torch.dtype
     dtype: torch.dtype
     _sums: dict[str, _Sums] = field(default_factory=dict)
     _last: dict[int, tuple[Tensor, Tensor, _Sums]] = field(default_factory=dict)
@@ -182,8 +183,8 @@ class Sequential:
     def observe(self, matrix: Matrix, inputs: dict[str, Tensor], keep: Tensor | None) -> None:
         """Account one batch of both streams' inputs."""
         dense, own = inputs[DENSE_STREAM], inputs[OWN]
-        if len(dense) != len(own):  # an expert that is sent other tokens: its own count alone
-            dense = own
+        if matrix.expert is not None or len(dense) != len(own):
+            dense = own  # an expert is sent other tokens in each stream: its own alone count
         if not len(own):
             return
         shared = self._last.get(id(own))
@@ -246,7 +247,7 @@ class Sequential:
         shifts = made.shift.split([m.shape[0] for m in unit.matrices])
         for matrix, shift in zip(unit.matrices, shifts, strict=True):
             bias = weights.parameter(f"{matrix.module}.bias", OWN)
-            bias.copy_((bias.double() + shift).to(self.stored))
+            bias.copy_((bias.double() + shift).to(self.whole))
 
     def _has_bias(self, unit: Unit, weights: BlockWeights) -> bool:
         there = weights.tensors(DENSE_STREAM)

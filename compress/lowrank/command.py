@@ -24,6 +24,7 @@ from compress.lowrank.result import LowRankResult, describe_model, describe_plan
 from compress.lowrank.settings import LowRankSettings
 from compress.progress import Progress, silent
 from compress.reports.clock import Clock
+from compress.reports.headers import header_line
 from compress.reports.receipt import Receipt
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def lowrank_svd(
         if workspace.committed:
             workspace.discard()
             return LowRankResult(_read_back(place, source), Receipt.read(place), Path(place))
-        result = _run(job, given, workspace, place, plan_out, dry_run, say)
+        result = _run(job, given, workspace, place, plan_out, dry_run, resume, say)
         if dry_run or output is not None:
             return result
         return result.in_memory(load(place))
@@ -126,11 +127,17 @@ def _run(
     output: Path,
     plan_out: str | Path | None,
     dry_run: bool,
+    resume: bool,
     say: Say,
 ) -> LowRankResult:
     """Factor into the workspace, score, and put the result in place."""
-    with job.clock("measure"):
-        planned = make_plan(job, given, workspace)
+    try:
+        with job.clock("measure"):
+            planned = make_plan(job, given, workspace)
+    except RequestError:
+        if not resume:
+            workspace.discard()  # nothing is written for a request that can't be served
+        raise
     made = planned.plan
     say(describe_plan(job, made, given is not None))
     if plan_out is not None:
@@ -138,7 +145,7 @@ def _run(
     if dry_run:
         workspace.discard()
         for note in job.notes:  # there is no receipt to hold them
-            say(f"note      {note}")
+            say(header_line("note", note))
         return LowRankResult(made)
     before = measured_once(workspace.path / "before.json", lambda: score(job, job.source))
     return complete(job, planned, workspace, output, before)

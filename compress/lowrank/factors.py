@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from compress.lowrank.modules import Unit
-from compress.lowrank.sequential import Pair, choose_beta, optimum, pair_loss, sequential
+from compress.lowrank.sequential import Pair, choose_beta, pair_loss, sequential
 from compress.lowrank.settings import LowRankSettings
 from compress.lowrank.spectra import gram_of, output_gram
 from compress.lowrank.statistics import Inputs, PairSums, shrinkage
@@ -131,9 +131,11 @@ def factor_sequential(
     up, down = sequential(weight, one, rank, beta, ridge)
     rounded = up.to(stored), down.to(stored)
     whole = size_of_output(weight, one.dense)
-    best = optimum(weight, one, rank)
+    lost = best = pair_loss(weight, up, down, one)
+    if (beta, ridge) != (1.0, 0.0):
+        best = min(pair_loss(weight, *sequential(weight, one, rank, 1.0), one), lost)
     facts |= {
-        "error": relative(pair_loss(weight, up, down, one), whole),
+        "error": relative(lost, whole),
         "optimum": relative(best, whole),
         "stored_error": relative(pair_loss(weight, *rounded, one), whole),
         "beta": beta,

@@ -115,7 +115,7 @@ def _receipt(
             "peak_bytes": job.peak_bytes,
             "passes": job.passes,
         },
-        notes=[LOADING, *job.notes],
+        notes=[LOADING if facts else "every layer stays as it is", *job.notes],
         calibration=job.data.as_dict() if job.data else None,
         lowrank=_summary(plan, facts, counts),
     )

@@ -5,12 +5,15 @@ from __future__ import annotations
 import fnmatch
 import inspect
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import NamedTuple
+from functools import cache, cached_property
+from typing import Any, NamedTuple
 
+import torch
 from torch import nn
+from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
 from compress.checkpoints.anatomy import Anatomy, Block, Matrix
@@ -95,6 +98,13 @@ def choose(
             factored (the reason is named); nothing is left.
     """
     everything = [m for block in anatomy.blocks for m in block.editable]
+    if not everything:
+        others = sorted({why for block in anatomy.blocks for _, why in block.skipped})
+        raise RequestError(
+            f"the model's {len(anatomy.blocks)} blocks hold no layer to make two factors of, only: "
+            f"{', '.join(others) or 'other parameters'}",
+            "linear layers and pointwise 1-D convolutions can be",
+        )
     barred = dict(_barred(model, anatomy, everything))
     apart = {name.removesuffix(".weight"): why for b in anatomy.blocks for name, why in b.skipped}
     apart = {name: why for name, why in apart.items() if name not in {m.name for m in everything}}
@@ -149,6 +159,18 @@ def units_of(
     return [Unit(tuple(group)) for group in groups.values()]
 
 
+def edits_of(units: Iterable[tuple[Unit, int]]) -> dict[str, dict[str, Any]]:
+    """The edits that units with their ranks stand for, by module."""
+    found: dict[str, dict[str, Any]] = {}
+    for unit, rank in units:
+        first, *others = unit.matrices
+        found[first.module] = {"kind": "lowrank", "rank": rank}
+        leaf = first.module.rpartition(".")[2]
+        for other in others:
+            found[other.module] = {"kind": "lowrank_up", "rank": rank, "down": leaf}
+    return found
+
+
 def _matching(pattern: str, matrices: Sequence[Matrix], anatomy: Anatomy) -> set[str]:
     if pattern == "all":
         return {m.name for m in matrices}
@@ -199,8 +221,13 @@ def _barred(
     readers = {
         block.name: _read_by_code(model.get_submodule(block.name)) for block in anatomy.blocks
     }
+    tied: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    shared = {*tied, *tied.values()}
+    places = Counter(id(m) for _, m in model.named_modules(remove_duplicate=False))
     for matrix in matrices:
         reason = _reason(model, matrix, readers[matrix.block])
+        if matrix.parameter in shared or places[id(model.get_submodule(matrix.module))] > 1:
+            reason = "its weight is shared with another layer"
         if reason is not None:
             yield matrix.name, reason
 
@@ -212,8 +239,7 @@ def _reason(model: nn.Module, matrix: Matrix, read: set[str]) -> str | None:
     if isinstance(model.get_submodule(parent), LowRank):
         return "it is a factor already"
     module = model.get_submodule(matrix.module)
-    plain = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
-    if not (plain or isinstance(module, Conv1D) or is_pointwise(module)):
+    if not (_is_product(type(module)) or isinstance(module, Conv1D) or is_pointwise(module)):
         return f"a {type(module).__name__} computes more than a product"
     if leaf in read:
         return "its model's code reads the weight itself, past the layer"
@@ -222,7 +248,25 @@ def _reason(model: nn.Module, matrix: Matrix, read: set[str]) -> str | None:
     return None
 
 
-_USE = re.compile(r"\b(\w+)(?:\[\w+\])?\.weight\b(?!\s*\.\s*(?:dtype|device|shape|size|is_))")
+@cache
+def _is_product(kind: Any) -> bool:
+    """Whether a kind of linear layer computes the product and no more; its own code is tried."""
+    if not issubclass(kind, nn.Linear):
+        return False
+    if kind.forward is nn.Linear.forward:
+        return True
+    inputs = torch.linspace(-1, 1, 12).reshape(1, 4, 3)
+    try:
+        layer: Any = kind(3, 2)
+        with torch.no_grad():
+            return torch.allclose(layer(inputs), linear(inputs, layer.weight, layer.bias))
+    except Exception:  # it wants to be made or called otherwise
+        return False
+
+
+_USE = re.compile(
+    r"(?<!isinstance\(self\.)\b(\w+)(?:\[\w+\])?\.weight\b(?!\s*\.\s*(?:dtype|device|shape|size|is_))"
+)
 
 
 def _read_by_code(block: nn.Module) -> set[str]:

@@ -143,27 +143,34 @@ def _measured(
     if not settings.measures:
         return None, None
     if settings.load_stats is not None:
-        store = StatisticsStore(Path(settings.load_stats))
+        store = StatisticsStore(Path(settings.load_stats), reads_only=True)
         head = store.check(job.source.digest())
         job.notes.append(f"statistics taken from `{settings.load_stats}`: {head.get('said')}")
     else:
-        place = settings.save_stats
-        store = StatisticsStore(Path(place) if place else workspace.path / "statistics")
-        assert job.data is not None
-        report = measure_inputs(
-            job.source,
-            job.batches,
-            [m.name for m in matrices],
-            store,
-            gram=gram_dtype(job.data.tokens),
-            progress=job.progress,
-            **job.options,
-        )
-        job.count(report.passes, report.peak_bytes)
-        said = f"{settings.calib}, {job.data.windows} × {job.data.seqlen}, seed {settings.seed}"
-        store.head(model=job.source.digest(), data=job.data.digest, said=said)
+        store = StatisticsStore(workspace.path / "statistics")
+        if not store.whole:
+            _measure(job, matrices, store)
+        if settings.save_stats is not None:
+            store.copy_to(Path(settings.save_stats))
     gradients = None
     return store, gradients
+
+
+def _measure(job: Job, matrices: Sequence[Any], store: StatisticsStore) -> None:
+    assert job.data is not None
+    report = measure_inputs(
+        job.source,
+        job.batches,
+        [m.name for m in matrices],
+        store,
+        gram=gram_dtype(job.data.tokens),
+        progress=job.progress,
+        **job.options,
+    )
+    job.count(report.passes, report.peak_bytes)
+    settings = job.settings
+    said = f"{settings.calib}, {job.data.windows} × {job.data.seqlen}, seed {settings.seed}"
+    store.head(model=job.source.digest(), data=job.data.digest, said=said)
 
 
 def _kept(job: Job, workspace: Workspace) -> Plan | None:

@@ -15,7 +15,7 @@ from compress.errors import RequestError, near_names
 from compress.lowrank import allocation
 from compress.lowrank.allocation import DENSE, Item, Unreachable
 from compress.lowrank.modules import Unit
-from compress.lowrank.settings import LowRankSettings
+from compress.lowrank.settings import FIXED, LowRankSettings
 from compress.lowrank.spectra import errors_at
 
 COMMAND = "lowrank-svd"
@@ -90,7 +90,7 @@ def choose_ranks(
     rule = settings.rule
     if rule == "file":
         return from_file(units, Path(str(settings.alloc))), {}
-    if rule == "fixed" or (rule == "uniform" and settings.size[0] in ("rank", "rank_ratio")):
+    if settings.size[0] in FIXED:
         return _fixed(units, settings), {}
     if rule == "energy" and settings.energy is not None:
         items = items_of(units, energies, settings, all_ranks=True)
@@ -118,6 +118,21 @@ def _within(
         return spread(items, budget), {}
     except Unreachable as error:
         raise unreachable(settings, error) from error
+
+
+def check_reachable(units: Sequence[Unit], settings: LowRankSettings, parameters: int) -> None:
+    """Refuse a budget that no ranks keep, before anything is measured.
+
+    Raises:
+        RequestError: as `choose_ranks`.
+    """
+    if settings.rule == "file":
+        from_file(units, Path(str(settings.alloc)))
+    elif settings.size[0] in FIXED:
+        _fixed(units, settings)
+    elif settings.size[0] in ("keep", "keep_model"):
+        keep = budget_of(settings, units, parameters)
+        _within("greedy", units, {}, settings, keep)
 
 
 def unreachable(settings: LowRankSettings, error: Unreachable) -> RequestError:

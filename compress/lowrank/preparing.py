@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,8 +19,11 @@ from compress.checkpoints.source import Source
 from compress.data.batching import CalibrationReport
 from compress.errors import RequestError
 from compress.evaluation.measures import Request, check_request
-from compress.lowrank.modules import Chosen, choose
+from compress.lowrank.modules import Chosen, choose, units_of
+from compress.lowrank.planning import check_reachable
 from compress.lowrank.settings import LowRankSettings
+from compress.lowrank.storable import FUSED, unstorable
+from compress.lowrank.store import StatisticsStore
 from compress.progress import Progress
 from compress.reports.clock import Clock
 
@@ -86,6 +90,11 @@ def open_job(source: Source, settings: LowRankSettings, progress: Progress, cloc
     anatomy = read_anatomy(model)
     chosen = choose(model, anatomy, settings.include, settings.exclude)
     _check_packed(model, chosen)
+    _check_places(source, settings)
+    factor_dtype(source, settings)
+    chosen = _storable(source, chosen, settings)
+    units = units_of(chosen.matrices, settings.share)
+    check_reachable(units, settings, source.parameters_on_disk())
     source.check_finite(progress)
     job = Job(source, settings, model, anatomy, chosen, request, device, progress, clock)
     job.notes.extend(_skipped(chosen))
@@ -102,6 +111,51 @@ def load_data(job: Job, batches: Sequence[Mapping[str, Any]] | None, say: Say) -
     job.batches, job.data = found.batches, found.report
     job.notes.extend(found.notes)
     say(found.line)
+
+
+def _storable(source: Source, chosen: Chosen, settings: LowRankSettings) -> Chosen:
+    """Leave out the layers whose factors the family's files can't hold."""
+    found = unstorable(source, units_of(chosen.matrices, settings.share))
+    if not found:
+        return chosen
+    kept = tuple(m for m in chosen.matrices if m.name not in found)
+    if not kept:
+        raise RequestError(
+            f"no layer is left to be factored: {FUSED}", "`compress inspect MODEL` lists the layers"
+        )
+    return Chosen(kept, (*chosen.skipped, *found.items()))
+
+
+def factor_dtype(source: Source, settings: LowRankSettings) -> torch.dtype:
+    """The dtype that factors are stored in.
+
+    Raises:
+        RequestError: it is wider than the model's, to which loading would cast it.
+    """
+    whole = resolve_dtype(settings.dtype) or source.dtype
+    own = resolve_dtype(settings.factor_dtype) or whole
+    if own.itemsize > whole.itemsize:
+        raise RequestError(
+            f"`--factor-dtype {settings.factor_dtype}` is wider than the model's "
+            f"{str(whole).removeprefix('torch.')}, to which every load would cast it",
+            "give `--dtype` for the whole model",
+        )
+    return own
+
+
+def _check_places(source: Source, settings: LowRankSettings) -> None:
+    """Refuse places of statistics that can't be used."""
+    if settings.load_stats is not None:
+        StatisticsStore(Path(settings.load_stats), reads_only=True).check(source.digest())
+    if settings.save_stats is None:
+        return
+    place = Path(settings.save_stats)
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise RequestError(
+            f"`--save-stats {place}` is there already", "choose a new directory, or --load-stats it"
+        )
+    if not place.absolute().parent.is_dir():
+        raise RequestError(f"`--save-stats {place}`: its directory doesn't exist")
 
 
 def _check_packed(model: Any, chosen: Chosen) -> None:

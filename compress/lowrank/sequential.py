@@ -23,7 +23,9 @@ from torch import Tensor
 
 from compress.lowrank.truncate import projected, spectrum
 
-RIDGE = 1e-8  # of the diagonal, for solvability alone
+# Of the diagonal: above the noise of sums in float32 (1e-7 of it), which an inverse would blow up
+# where tokens are fewer than features; far below the eigenvalues that matter.
+RIDGE = 1e-5
 _FLOOR = 1e-14  # of the mean diagonal: what a dead feature gets
 BETAS = (0.0, 0.5, 1.0)
 
@@ -88,14 +90,6 @@ def pair_loss(weight: Tensor, up: Tensor, down: Tensor, pair: Pair) -> float:
     mixed = float(((w @ cross) * product).sum())
     second = float(((product @ gram) * product).sum())
     return max(first - 2 * mixed + second, 0.0)
-
-
-def optimum(weight: Tensor, pair: Pair, rank: int) -> float:
-    """The least |W X − W' X̃|² that any W' of a rank reaches on these tokens."""
-    target = least_squares(weight, pair, 1.0)
-    energy = spectrum(target, pair.gram, values_only=True).energy
-    dense = float(((weight.detach().double() @ pair.dense.double()) * weight.double()).sum())
-    return max(dense - float(energy[:rank].sum()), 0.0)
 
 
 def choose_beta(

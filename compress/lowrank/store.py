@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,13 @@ class BlockFiles:
 
     Args:
         directory: made if absent; left-overs of a killed writer are removed.
+        reads_only: nothing is made or removed.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, reads_only: bool = False) -> None:
         self.directory = directory
+        if reads_only:
+            return
         with writing(directory):
             directory.mkdir(parents=True, exist_ok=True)
         for left in directory.glob("*.tmp"):
@@ -104,6 +108,23 @@ class StatisticsStore(BlockFiles):
     def head(self, **content: Any) -> None:
         """Say what the statistics are of; written last, so that without it they aren't whole."""
         write_json(self.directory / _HEAD, {"schema": SCHEMA, **content})
+
+    @property
+    def whole(self) -> bool:
+        """Whether all blocks have been measured."""
+        return (self.directory / _HEAD).is_file()
+
+    def copy_to(self, place: Path) -> None:
+        """Copy the statistics to a new directory, which appears whole.
+
+        Raises:
+            RunError: the disk is full.
+        """
+        beside = place.with_name(place.name + ".partial")
+        with writing(place):
+            shutil.rmtree(beside, ignore_errors=True)
+            shutil.copytree(self.directory, beside)
+            os.replace(beside, place)
 
     def check(self, model_digest: str) -> dict[str, Any]:
         """Return the head of statistics that are to be used.

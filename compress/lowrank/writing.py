@@ -18,11 +18,9 @@ from compress.checkpoints.placement import resolve_dtype
 from compress.checkpoints.shards import ShardWriter
 from compress.checkpoints.workspace import Workspace, copy_companions
 from compress.lowrank.applying import Targets
-from compress.lowrank.modules import Unit
+from compress.lowrank.modules import Unit, edits_of
 from compress.lowrank.preparing import Job
 from compress.lowrank.store import BlockFiles
-
-UP = "lowrank_up"
 
 
 def write_checkpoint(job: Job, targets: Targets, files: BlockFiles, workspace: Workspace) -> None:
@@ -38,7 +36,7 @@ def write_checkpoint(job: Job, targets: Targets, files: BlockFiles, workspace: W
     model = skeleton(source, dtype)
     blocks = [block.name for block in job.anatomy.blocks]
     loader = BlockLoader(source, model, blocks=blocks, dtype=dtype)
-    writer = ShardWriter(
+    writer = _FactorWriter(
         workspace.path / "written", *_target(job, targets, workspace, loader, dtype),
         keep=source if dtype is None else None,
     )  # fmt: skip
@@ -62,17 +60,12 @@ def write_checkpoint(job: Job, targets: Targets, files: BlockFiles, workspace: W
     copy_companions(source.companions(), workspace.result)
 
 
-def edits_of(targets: Targets) -> dict[str, dict[str, Any]]:
-    """The edits that the units stand for, by module."""
-    found: dict[str, dict[str, Any]] = {}
-    for unit in targets.units.values():
-        rank = targets.ranks[unit.name]
-        first, *others = unit.matrices
-        found[first.module] = {"kind": "lowrank", "rank": rank}
-        leaf = first.module.rpartition(".")[2]
-        for other in others:
-            found[other.module] = {"kind": UP, "rank": rank, "down": leaf}
-    return found
+class _FactorWriter(ShardWriter):
+    """Leaves factors in the dtype that they come in."""
+
+    def _as_on_disk(self, name: str, value: Tensor) -> Tensor:
+        factor = name.endswith((".down.weight", ".up.weight"))
+        return value if factor else super()._as_on_disk(name, value)
 
 
 def _target(
@@ -90,8 +83,10 @@ def _target(
         config["dtype"] = str(dtype).removeprefix("torch.")
     model: Any = skeleton(source, dtype)
     model._weight_conversions = list(loader.conversions)
-    edits.apply(model, edits_of(targets))
-    config["quantization_config"] = model.config.quantization_config.to_dict()
+    edits.apply(model, edits_of((u, targets.ranks[n]) for n, u in targets.units.items()))
+    edited = getattr(model.config, "quantization_config", None)
+    if edited is not None:  # none where every layer stays
+        config["quantization_config"] = edited.to_dict()
     with writing(workspace.result):
         text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
         (workspace.result / "config.json").write_text(text, encoding="utf-8")
