@@ -239,7 +239,8 @@ def _reason(model: nn.Module, matrix: Matrix, read: set[str]) -> str | None:
     if isinstance(model.get_submodule(parent), LowRank):
         return "it is a factor already"
     module = model.get_submodule(matrix.module)
-    if not (_is_product(type(module)) or isinstance(module, Conv1D) or is_pointwise(module)):
+    kind: Any = type(module)
+    if not (_is_product(kind) or isinstance(module, Conv1D) or is_pointwise(module)):
         return f"a {type(module).__name__} computes more than a product"
     if leaf in read:
         return "its model's code reads the weight itself, past the layer"
