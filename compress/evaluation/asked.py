@@ -70,7 +70,7 @@ def measure_asked(
         token_limit: the model's, above which no window goes by default.
         clock: gets the time as "evaluate".
     """
-    if not (asked.ppl or asked.tasks or asked.speed):
+    if not (asked.ppl or asked.tasks or asked.speed or request.speech):
         return Measures()
     with clock("evaluate"):
         return measure_source(

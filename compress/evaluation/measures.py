@@ -135,6 +135,7 @@ class Request:
             lengths of the long-context tasks lie below it.
         speech: data spec -> recordings whose transcripts are scored.
         resample: whether recordings of another rate than the model's are converted.
+        max_seconds: the longest recording that is taken, or None for the default.
     """
 
     texts: Mapping[str, list[str] | torch.Tensor] = field(default_factory=dict)
@@ -143,6 +144,7 @@ class Request:
     token_limit: int | None = None
     speech: Mapping[str, list[Recording]] = field(default_factory=dict)
     resample: bool = False
+    max_seconds: float | None = None
 
     @property
     def scores_text(self) -> bool:
@@ -163,6 +165,7 @@ def check_request(
     seed: int = 0,
     wer: str | Sequence[str] = (),
     resample: bool = False,
+    max_seconds: float | None = None,
     limit: int | None = None,
 ) -> Request:
     """Find the texts and tasks before a long job starts, and look whether the model suits them.
@@ -177,7 +180,7 @@ def check_request(
         registry: a user's registry file, for `ppl` and the haystack.
         seed: of the long-context tasks' draws.
         wer: data specs of recordings with transcripts.
-        resample: convert recordings of another rate.
+        resample, max_seconds: convert recordings of another rate; the longest that is taken.
         limit: at most so many recordings of each.
 
     Returns:
@@ -198,7 +201,7 @@ def check_request(
     speech = read_speech(wer, limit) if wer else {}
     if speech and source is not None:
         check_speech_model(source)
-    request = Request(texts, opened, speech=speech, resample=resample)
+    request = Request(texts, opened, speech=speech, resample=resample, max_seconds=max_seconds)
     if ours:
         settings = long or LongContext(ours, seed=seed)
         request = replace(request, long=LongTasks(settings, registry))
@@ -374,6 +377,7 @@ def measure_source(
             open_processor(source),
             request.speech,
             resample=request.resample,
+            limit_seconds=request.max_seconds,
             progress=progress,
         )
         found = replace(found, wer=rates[WORDS], cer=rates[CHARACTERS])

@@ -22,7 +22,6 @@ from compress.training.settings import (
     STORED,
     TrainSettings,
 )
-from compress.training.sizes import PRESETS
 
 
 def faults_of(settings: TrainSettings, norms: tuple[str, ...]) -> Iterator[Fault]:
@@ -48,7 +47,7 @@ def _names(s: TrainSettings, norms: tuple[str, ...]) -> Iterator[Fault]:
         ("norm", s.norm, norms),
         ("schedule", s.schedule, SCHEDULES),
         ("precision", s.precision, PRECISIONS),
-        ("preset", s.preset, tuple(PRESETS)),
+        ("preset", s.preset, s.presets),
         ("sft-mode", s.sft_mode, SFT_MODES),
         ("mask-scope", s.mask_scope, MASK_SCOPES),
         ("p-schedule", s.p_schedule, P_SCHEDULES),

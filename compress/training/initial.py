@@ -135,7 +135,7 @@ def _open(
         model,
         revision=revision,
         token=token,
-        weights=not path.is_dir() or any(p.suffix in _WEIGHTS for p in path.iterdir()),
+        weights=holds_weights(path),
         trust_remote_code=trust_remote_code,
     )
     tokenizer = _tokenizer(settings, source.directory, source.name)
@@ -143,6 +143,11 @@ def _open(
         return Start(source.name, source.config, tokenizer)
     own = tuple(source.companions()) if settings.tokenizer is None else ()
     return Start(source.name, source.config, tokenizer, source, own)
+
+
+def holds_weights(path: Path) -> bool:
+    """Whether weights are to be expected: a Hub id, or a directory with such a file."""
+    return not path.is_dir() or any(p.suffix in _WEIGHTS for p in path.iterdir())
 
 
 def read_config_file(path: Path) -> PretrainedConfig:

@@ -170,7 +170,7 @@ def prepare(
         quantised = None if scheme is None else quantise_model(built, scheme)
         trained = train_only(built, settings.train_only) if settings.train_only else None
         notes = list(placement.warnings)
-        settings = _watch_spikes(settings, built, notes)
+        settings = watch_spikes(settings, built, notes)
         if settings.separate_documents:
             check_separation(built)
     return kind(
@@ -238,7 +238,7 @@ def _place_norms(model: PreTrainedModel, settings: TrainSettings, start: Start) 
     )
 
 
-def _watch_spikes(
+def watch_spikes(
     settings: TrainSettings, model: PreTrainedModel, notes: list[str]
 ) -> TrainSettings:
     """Decide whether spikes are watched where the user leaves it open."""

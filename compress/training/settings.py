@@ -203,6 +203,11 @@ class TrainSettings:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @property
+    def presets(self) -> tuple[str, ...]:
+        """Names that `preset` may have."""
+        return tuple(PRESETS)
+
+    @property
     def columns(self) -> tuple[str, str] | None:
         """The prompt and answer columns of --sft."""
         if self.sft is None:
