@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from compress.cli import options as opt
-from compress.cli.lowrank_scratch import BOTH, ONLY, SCRATCH
+from compress.cli.lowrank_scratch import BOTH, ONLY, SCRATCH, scratch_options
 from compress.cli.options import option
 from compress.cli.session import session
 from compress.errors import RequestError
@@ -201,7 +201,7 @@ STATISTICS = opt.options(
 
 
 @click.command("lowrank-svd", cls=opt.Command)
-@click.argument("model", required=False, metavar="MODEL")
+@click.argument("model", required=False, metavar="[MODEL]")
 @opt.OUTPUT
 @opt.PUSH
 @SIZE
@@ -250,8 +250,7 @@ def command(
     else:
         idle = [name for name in given if name not in (*ONLY, *BOTH, "from_scratch")]
         _refuse(ctx, idle, "can't act with `--from-scratch`")
-        for name in idle:
-            given.pop(name)
+        given = scratch_options(given, lambda name: _chosen(ctx, name))
     with session(as_json, quiet) as out:
         from compress.lowrank.command import lowrank_svd
 
@@ -265,7 +264,11 @@ def _refuse(ctx: click.Context, names: Iterable[str], why: str) -> None:
     Raises:
         RequestError: naming the first.
     """
-    unset = (ParameterSource.DEFAULT, ParameterSource.ENVIRONMENT, None)
     for name in names:
-        if ctx.get_parameter_source(name) not in unset:
+        if _chosen(ctx, name) and name != "token":
             raise RequestError(f"`--{name.replace('_', '-')}` {why}", "leave one of them out")
+
+
+def _chosen(ctx: click.Context, name: str) -> bool:
+    """Whether an option was given, on the command line, in --config or by the environment."""
+    return ctx.get_parameter_source(name) not in (ParameterSource.DEFAULT, None)

@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -82,16 +82,22 @@ def log_mel(samples: np.ndarray, extractor: Any, rate: int) -> np.ndarray:
     return np.ascontiguousarray(features.numpy(), np.float32)
 
 
-def join_visual(features: np.ndarray, visual: np.ndarray) -> np.ndarray:
+def join_visual(features: np.ndarray, visual: np.ndarray, width: int | None = None) -> np.ndarray:
     """Join video frames to log-mel frames: [T, mels] and [V, dims] to [T, mels + dims].
 
     Each log-mel frame takes the video frame of the same moment; visual features are brought to mean
     0 and deviation 1 over the recording, as the log-mel ones are.
+
+    Args:
+        features, visual: of one recording.
+        width: columns of the result; those after the features are 0.
     """
     visual = visual.astype(np.float64)
     scaled = (visual - visual.mean(0)) / (visual.std(0) + 1e-5)
     times = ((np.arange(len(features)) + 0.5) * len(visual) / len(features)).astype(np.int64)
-    return np.concatenate([features, scaled[times].astype(np.float32)], axis=1)
+    joined = np.concatenate([features, scaled[times].astype(np.float32)], axis=1)
+    spare = 0 if width is None else width - joined.shape[1]
+    return np.pad(joined, ((0, 0), (0, spare))) if spare else joined
 
 
 def read_visual(recording: Recording, width: int | None) -> np.ndarray:
@@ -125,8 +131,8 @@ def feature_store(
     hearing: Hearing,
     cache: Path,
     *,
-    visual: bool = False,
-    visual_width: int | None = None,
+    visual: int = 0,
+    width: int | None = None,
     progress: Progress = silent,
 ) -> FeatureStore:
     """Find the features of recordings in a cache, or make and keep them there.
@@ -136,55 +142,54 @@ def feature_store(
         extractor: a feature extractor of transformers with `input_features`.
         hearing: rate and limits.
         cache: the directory below which stores lie.
-        visual: whether each recording's visual features are joined to its log-mel ones.
-        visual_width: how many they must be; None takes the first recording's.
+        visual: how many visual features of each video frame are joined to the log-mel ones; 0 is
+            none.
+        width: columns of a frame, those after the features 0; None is as many as there are.
         progress: called along the way.
 
     Raises:
         RequestError: a recording can't be used; it is named.
         RunError: the disk is full.
     """
-    key = _key(recordings, extractor, hearing, visual)
+    how = _How(extractor, hearing, visual, width)
+    key = _key(recordings, how)
     place = cache / key
     if not (place / "meta.json").is_file():
-        _make(recordings, extractor, hearing, place, key, visual, visual_width, progress)
-    store = FeatureStore(place)
-    expected = int(getattr(extractor, "feature_size", store.width)) + (visual_width or 0)
-    if visual_width is not None and store.width != expected:
-        raise RequestError(
-            f"the recordings have {store.width} features a frame, the model takes {expected}",
-            "visual features must be those that the model was trained with",
-        )
-    return store
+        _make(recordings, how, place, key, progress)
+    return FeatureStore(place)
 
 
-def _key(recordings: Sequence[Recording], extractor: Any, hearing: Hearing, visual: bool) -> str:
+@dataclass(frozen=True)
+class _How:
+    """How features are made; see feature_store."""
+
+    extractor: Any
+    hearing: Hearing
+    visual: int
+    width: int | None
+
+
+def _key(recordings: Sequence[Recording], how: _How) -> str:
     import transformers
 
     made = {
         "version": _VERSION,
         "transformers": transformers.__version__,
-        "extractor": extractor.to_dict(),
-        "hearing": asdict(hearing),
-        "visual": visual,
+        "extractor": how.extractor.to_dict(),
+        "hearing": asdict(how.hearing),
+        "visual": how.visual,
+        "width": how.width,
     }
     whole = hashlib.sha256(json.dumps(made, sort_keys=True, default=str).encode())
     for recording in recordings:
         whole.update(hashlib.sha256(recording.read()).digest())
-        if visual:
+        if how.visual:
             whole.update(hashlib.sha256(recording.visual_file().read_bytes()).digest())
     return whole.hexdigest()
 
 
 def _make(
-    recordings: Sequence[Recording],
-    extractor: Any,
-    hearing: Hearing,
-    place: Path,
-    key: str,
-    visual: bool,
-    width: int | None,
-    progress: Progress,
+    recordings: Sequence[Recording], how: _How, place: Path, key: str, progress: Progress
 ) -> None:
     """Write a store beside its place, and move it there whole."""
     try:
@@ -196,7 +201,7 @@ def _make(
             "name another place by the environment variable COMPRESS_CACHE",
         ) from error
     try:
-        _write(recordings, extractor, hearing, partial, key, visual, width, progress)
+        _write(recordings, how, partial, key, progress)
         with contextlib.suppress(OSError):  # another process was faster with the same bytes
             os.rename(partial, place)
     except OSError as error:
@@ -206,28 +211,20 @@ def _make(
 
 
 def _write(
-    recordings: Sequence[Recording],
-    extractor: Any,
-    hearing: Hearing,
-    place: Path,
-    key: str,
-    visual: bool,
-    width: int | None,
-    progress: Progress,
+    recordings: Sequence[Recording], how: _How, place: Path, key: str, progress: Progress
 ) -> None:
     ends, seconds, columns = [0], 0.0, 0
     with (place / "frames.bin").open("wb") as file:
         for number, recording in enumerate(recordings):
             progress("features", number, len(recordings), Path(recording.name).name)
-            samples = decode(recording, recording.read(), hearing)
-            features = _features(recording, samples, extractor, hearing)
-            if visual:
-                seen = read_visual(recording, width)
-                width = seen.shape[1]
-                features = join_visual(features, seen)
+            samples = decode(recording, recording.read(), how.hearing)
+            features = _features(recording, samples, how)
+            if how.visual:
+                seen = read_visual(recording, how.visual)
+                features = join_visual(features, seen, how.width)
             file.write(features.astype("<f4").tobytes())
             ends.append(ends[-1] + len(features))
-            seconds += len(samples) / hearing.rate
+            seconds += len(samples) / how.hearing.rate
             columns = features.shape[1]
     progress("features", len(recordings), len(recordings))
     np.save(place / "ends.npy", np.asarray(ends, np.int64))
@@ -235,13 +232,11 @@ def _write(
     (place / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
 
 
-def _features(
-    recording: Recording, samples: np.ndarray, extractor: Any, hearing: Hearing
-) -> np.ndarray:
-    hop = int(getattr(extractor, "hop_length", 1))
+def _features(recording: Recording, samples: np.ndarray, how: _How) -> np.ndarray:
+    hop = int(getattr(how.extractor, "hop_length", 1))
     if len(samples) // hop < _LEAST_FRAMES:
         raise RequestError(
             f"`{recording.name}` is too short: {len(samples)} samples give no two frames",
             "leave it out",
         )
-    return log_mel(samples, extractor, hearing.rate)
+    return log_mel(samples, how.extractor, how.hearing.rate)

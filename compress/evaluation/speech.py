@@ -25,7 +25,11 @@ from compress.evaluation.error_rates import CHARACTERS, WORDS, ErrorRate, error_
 from compress.progress import Progress, silent
 
 VISUAL = "visual_features"
-"""The config's entry of a model whose frames carry so many visual features after the log-mel."""
+"""The config's entry of a model whose frames carry so many visual features behind the log-mel.
+
+The model is the same architecture with wider frames: `num_mel_bins` counts them, and columns of 0
+behind that make it a multiple of the subsampling.
+"""
 _MOST_FRAMES = 12_000  # in a batch, padding among them
 _MOST_TOKENS = 440  # of a generated transcript
 
@@ -129,14 +133,12 @@ def transcribe(
     if hasattr(model, "_get_subsampling_output_length") and model.main_input_name == (
         "input_features"
     ):
-        width = int(getattr(model.config, VISUAL, 0))
         store = feature_store(
             recordings,
             processor.feature_extractor,
             hearing,
             cache or cache_directory() / "features",
-            visual=width > 0,
-            visual_width=width or None,
+            **frame_columns(model.config),
             progress=progress,
         )
         return transcribe_features(model, processor, store, progress=progress)
@@ -146,6 +148,13 @@ def transcribe(
         heard.append(_transcribe_alone(model, processor, recording, hearing))
     progress("transcribe", len(recordings), len(recordings))
     return heard
+
+
+def frame_columns(config: Any) -> dict[str, Any]:
+    """Return what feature_store must know of a model's frames: visual features, and columns."""
+    visual = int(getattr(config, VISUAL, 0))
+    columns = int(config.encoder_config.num_mel_bins) if visual else None
+    return {"visual": visual, "width": columns}
 
 
 @torch.no_grad()

@@ -81,8 +81,9 @@ def lowrank_svd(
     """
     if from_scratch:
         return _train(
-            model, output, resume=resume, overwrite=overwrite, progress=progress, say=say, **options
-        )
+            model, output, resume=resume, overwrite=overwrite, progress=progress, say=say,
+            revision=revision, token=token, trust_remote_code=trust_remote_code, **options,
+        )  # fmt: skip
     if model is None:
         raise RequestError("no model", "`compress lowrank-svd MODEL -o OUT`")
     settings = _settings(options)
@@ -153,13 +154,8 @@ def _run(
 
 def _train(model: Any, output: Any, **options: Any) -> Any:
     """Train from a random start."""
-    try:
-        from compress.lowrank.scratch import train_from_scratch
-    except ImportError as error:
-        raise RequestError(
-            "`--from-scratch` isn't part of this version",
-            "leave it out to factor a trained model",
-        ) from error
+    from compress.lowrank.scratch import train_from_scratch
+
     return train_from_scratch(model, output, **options)
 
 

@@ -184,10 +184,13 @@ def test_visual_features_are_joined_by_time(extractor, tmp_path):
     np.testing.assert_allclose(joined[:, 3], np.repeat(scaled, 4), atol=1e-4)
     np.testing.assert_allclose(joined[:, 4], -joined[:, 3], atol=1e-4)
     recordings = read_recordings(str(make_set(tmp_path / "set", count=2, visual=3)))
-    store = feature_store(recordings, extractor, HEARING, tmp_path / "kept", visual=True)
+    store = feature_store(recordings, extractor, HEARING, tmp_path / "kept", visual=3)
     assert store.width == 23
     sound = log_mel(decode(recordings[0], recordings[0].read(), HEARING), extractor, 8000)
     np.testing.assert_array_equal(store[0][:, :20], sound)
+    padded = feature_store(recordings, extractor, HEARING, tmp_path / "kept", visual=3, width=24)
+    np.testing.assert_array_equal(padded[0][:, :23], store[0])
+    assert not padded[0][:, 23].any()
 
 
 @pytest.mark.parametrize(
@@ -206,5 +209,5 @@ def test_bad_visual_features_are_named(extractor, tmp_path, content, said):
     if content is not None:
         np.save(place, content)
     with pytest.raises(RequestError, match="001") as caught:
-        feature_store(recordings, extractor, HEARING, tmp_path / "kept", visual=True)
+        feature_store(recordings, extractor, HEARING, tmp_path / "kept", visual=3)
     assert said in caught.value.message

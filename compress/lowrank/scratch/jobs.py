@@ -16,7 +16,7 @@ from compress.data.audio import Recording
 from compress.data.audio_features import FeatureStore, feature_store
 from compress.data.audio_files import Hearing
 from compress.errors import RequestError
-from compress.evaluation.speech import VISUAL
+from compress.evaluation.speech import frame_columns
 from compress.lowrank.scratch.decay import set_factor_decay
 from compress.lowrank.scratch.factoring import Factored
 from compress.lowrank.scratch.factors import low_rank_layers
@@ -176,14 +176,12 @@ class SpeechJob(LowRankJob):
 
     def _store(self, recordings: list[Recording]) -> FeatureStore:
         settings, extractor = self.asked, self.start.tokenizer.feature_extractor
-        width = int(getattr(self.model.config, VISUAL, 0))
         return feature_store(
             recordings,
             extractor,
             Hearing(int(extractor.sampling_rate), settings.resample, settings.max_seconds),
             cache_directory() / "features",
-            visual=width > 0,
-            visual_width=width or None,
+            **frame_columns(self.model.config),
             progress=self.progress,
         )
 

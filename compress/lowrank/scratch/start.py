@@ -157,11 +157,17 @@ def _fit(
     config.pad_token_id = processor.tokenizer.pad_token_id
     for name in ("bos_token_id", "eos_token_id"):
         setattr(config, name, None)
-    encoder.num_mel_bins = processor.feature_extractor.feature_size
+    mels, step = int(processor.feature_extractor.feature_size), int(encoder.subsampling_factor)
+    encoder.num_mel_bins = mels
     if settings.visual:
         width = read_visual(recordings[0], None).shape[1]
-        encoder.num_mel_bins += width
+        encoder.num_mel_bins = mels + width + -(mels + width) % step
         setattr(config, VISUAL, width)
+    elif mels % step:
+        raise RequestError(
+            f"{mels} log-mel bins aren't a multiple of the subsampling factor, {step}",
+            f"use `--mels {mels - mels % step or step}`",
+        )
 
 
 def build_speech(start: Start, settings: ScratchSettings) -> PreTrainedModel:

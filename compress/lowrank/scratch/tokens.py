@@ -84,7 +84,9 @@ def _missing(text: str, tokenizer: Any, unknown: set[Any]) -> str:
     words = [word for word in dict.fromkeys(text.split()) if lacks(word)]
     letters = [c for c in dict.fromkeys(text) if lacks(c)]
     known = [c for c in dict.fromkeys(text) if c not in letters and not c.isspace()]
-    if letters and known:  # symbols are characters
+    symbols = [s for s in tokenizer.get_vocab() if s not in tokenizer.all_special_tokens]
+    single = sum(len(s) == 1 for s in symbols) > len(symbols) / 2
+    if letters and (known or single):  # else symbols are words, and no letter is one
         return f"the characters {_listed(letters)}"
     return f"the words {_listed(words)}" if words else f"the characters {_listed(letters)}"
 
