@@ -41,7 +41,7 @@ def prepare_scratch(
         RequestError: something about the request is wrong.
     """
     settings.check(tuple(NORMS))
-    common = {"team": team, "progress": progress, "say": say}
+    common: dict[str, Any] = {"team": team, "progress": progress, "say": say}
     if is_speech(model, settings, **source):
         return _prepare_speech(door, model, settings, **common, **source)
     settings.check_text()
@@ -102,12 +102,13 @@ def _prepare_speech(
         built = build_speech(start, settings)
         factored = factor(built, start, settings)
     notes: list[str] = []
-    settings = watch_spikes(settings, built, notes)
+    watched = watch_spikes(settings, built, notes)
     job = SpeechJob(
-        door, settings, start, built, None, request, team, device, arrangement, progress, say,
+        door, watched, start, built, None, request, team, device, arrangement, progress, say,
         clock=clock, notes=notes, sets=sets, labels=labels,
     )  # fmt: skip
-    if start.fresh and getattr(start.config.encoder_config, "layerdrop", 0):
+    encoder: Any = start.config.encoder_config
+    if start.fresh and encoder.layerdrop:
         job.notes.append("layerdrop of the config is 0 here: no layer is left out at random")
     job.take(factored)
     return job

@@ -81,7 +81,8 @@ def open_speech(
         rate, mels = size.rate, size.mels
     else:
         config, name, opened = _read(model, source)
-        rate, mels = _RATE, int(config.encoder_config.num_mel_bins)
+        encoder: Any = config.encoder_config
+        rate, mels = _RATE, int(encoder.num_mel_bins)
     if opened is not None and opened.tensors:
         _check_trained(settings, name)
         return Start(name, config, open_processor(opened), opened, tuple(opened.companions()))
@@ -190,7 +191,8 @@ def build_speech(start: Start, settings: ScratchSettings) -> PreTrainedModel:
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed)
             try:
-                model = ParakeetForCTC(config).to(dtype)
+                model = ParakeetForCTC(config)
+                torch.nn.Module.to(model, dtype)
             except (ValueError, TypeError, RuntimeError, AttributeError) as error:
                 raise RequestError(
                     f"`{start.name}` doesn't describe a ParakeetForCTC: {first_line(error)}"
