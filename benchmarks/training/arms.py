@@ -137,12 +137,17 @@ def _census() -> list[Arm]:
 
 
 def _followups() -> list[Arm]:
-    """Fine-tuning, preference tuning and pruning of the norm arms' checkpoints."""
-    return [
+    """What is done with checkpoints: those of the norm arms, and with and without masks."""
+    tuned = [
         Arm(f"{stage}/{kind}", {"stage": stage}, base=f"deep12/{kind}")
-        for stage in ("fine-tune", "prefer", "prune")
+        for stage in ("fine-tune", "prune", "prefer")
         for kind in NORMS
     ]
+    asked = [
+        Arm(f"retrieve/{base.partition('/')[2]}", {"stage": "retrieve"}, base=base)
+        for base in ("clean/adam+clip", "meap/meap")
+    ]
+    return [*tuned, *asked]
 
 
 def _arms() -> list[Arm]:

@@ -4,6 +4,7 @@
 - prefer: direct preference optimisation (DPO, arXiv:2305.18290) by a rule. Two continuations of a
   prompt are sampled; the one with fewer of the banned tokens (the 20 most frequent of the training
   text) is preferred, ties are left out.
+- retrieve: compress.evaluate on needle, multidoc and longreason, in prompts of 256 tokens.
 - prune: compress.alpha_prune with even and with spectral shares, and each layer alone cut.
 """
 
@@ -24,6 +25,7 @@ TUNE_STEPS, TUNE_LR = 100, 5e-4
 PROMPT, ANSWER, BANNED = 16, 24, 20
 PAIRS, DPO_STEPS, DPO_BATCH, DPO_LR, DPO_BETA = 256, 48, 16, 2e-5, 0.1
 LAYER_CUT = 0.7
+RETRIEVAL, ITEMS = ("needle", "multidoc", "longreason"), 20
 
 
 def fine_tune(base: Path, output: Path, seed: int, text: Path) -> dict[str, Any]:
@@ -60,6 +62,19 @@ def prefer(base: Path, output: Path, seed: int, text: Path) -> dict[str, Any]:
     _optimise(model, reference, pairs, draw)
     after = {"banned": _share(model, held, banned, seed), "held_out": _loss(model, tokenizer, text)}
     return {"before": before, "after": after, "pairs": len(pairs[0])}
+
+
+def retrieve(base: Path, output: Path, seed: int, text: Path) -> dict[str, Any]:
+    """Accuracy, chance and loss on the answers of long-context tasks; the items of every arm."""
+    import compress
+
+    found = compress.evaluate(
+        [str(base)], tasks=RETRIEVAL, context_lengths=[2 * corpus.LENGTH], per_cell=ITEMS,
+        documents=[3, 5], hops=[1, 2], device="cpu",
+    )  # fmt: skip
+    tasks = found.as_dict()["models"][0]["tasks"]
+    kept = ("acc", "chance", "answer_loss", "exact_match")
+    return {"tasks": {name: {key: tasks[name][key] for key in kept} for name in RETRIEVAL}}
 
 
 def prune(base: Path, output: Path, seed: int, text: Path) -> dict[str, Any]:
@@ -201,4 +216,4 @@ def _layer_damage(model: Any, tokenizer: Any, text: Path) -> list[float]:
     return rises
 
 
-STAGES = {"fine-tune": fine_tune, "prefer": prefer, "prune": prune}
+STAGES = {"fine-tune": fine_tune, "prefer": prefer, "prune": prune, "retrieve": retrieve}

@@ -197,6 +197,20 @@ def follow_ups(lines: Lines) -> str:
     return markdown(head, rows)
 
 
+def retrieval(lines: Lines) -> str:
+    """Long-context tasks, with and without masks in training."""
+    rows = []
+    for arm in ("retrieve/adam+clip", "retrieve/meap"):
+        some = list(lines.get(arm, {}).values())
+        for task in some[0]["tasks"] if some else ():
+            found = [line["tasks"][task] for line in some]
+            rows.append([
+                arm.partition("/")[2], task, shown(f["acc"] for f in found),
+                f"{found[0]['chance']:.2f}", shown(f["answer_loss"] for f in found),
+            ])  # fmt: skip
+    return markdown(["arm", "task", "right", "chance", "loss of the right answer"], rows)
+
+
 def pruning(lines: Lines) -> str:
     """Pruned checkpoints of the norm arms: rise of the held-out loss."""
     names = ("uniform 50%", "alpha 50%", "uniform 70%", "alpha 70%")
@@ -286,6 +300,7 @@ def tables() -> dict[str, str]:
         "layers": by_layer(lines),
         "bits": small(lines, "4-bit", "clean/adam+clip", {}),
         "meap": small(lines, "meap", "clean/adam+clip", {}),
+        "retrieval": retrieval(lines),
         "memory": small(lines, "memory", "clean/adam+clip", {"bytes of state": "state_bytes"}),
         "follow-ups": follow_ups(lines),
         "pruning": pruning(lines),

@@ -126,8 +126,11 @@ class SpikeMonitor:
         rows = [[limit, 1.0 - self.beta, *[0.0] * (SCALARS - 2)]] * len(means)
         scalars = list(on_device(rows, means[0]).unbind())
         full = [i for i, m in enumerate(means) if m.numel() > 1]
-        results = torch.zeros(len(means), 2, SCALARS, device=means[0].device)
-        counts, ratios = ([results[i, k].clone() for i in range(len(means))] for k in (0, 1))
+        results = torch.zeros(2, len(means), SCALARS, device=means[0].device)
+        counts, ratios = (list(part.unbind()) for part in results)
+        own_memory = not self._engine.is_native(means[0], gradients[0])
+        if own_memory:  # graphs want it
+            counts, ratios = ([t.clone() for t in some] for some in (counts, ratios))
         lists = [*flat, scalars, counts, ratios]
         some = [[tensors[i] for i in full] for tensors in lists]
         if full and self._engine.fast(watch, some):
@@ -140,7 +143,9 @@ class SpikeMonitor:
             part = watch_by_parts(flat[0][i], flat[1][i], limit, 1.0 - self.beta, buffers)
             counts[i].copy_(part[0].expand_as(counts[i]))
             ratios[i].copy_(part[1].expand_as(ratios[i]))
-        return torch.stack([torch.stack([c[0], r[0]]) for c, r in zip(counts, ratios)])
+        if own_memory:
+            results = torch.stack([torch.stack(counts), torch.stack(ratios)])
+        return results[:, :, 0].T
 
     # What is told, and kept
 

@@ -88,6 +88,18 @@ def test_spam(state, gradient, changed):
 
 
 @pytest.mark.parametrize(("state", "gradient"), DTYPES)
+@pytest.mark.parametrize("changed", [{}, {"CLIP": math.inf, "CAP": 2.0}, {"CLIP": 0.5}])
+def test_counting_what_spam_cuts(state, gradient, changed):
+    found = tensors(SIZES, state, gradient)
+    rows = [scalars(state, **changed) for _ in SIZES]
+    counts = [torch.zeros((), dtype=torch.int64) for _ in SIZES]
+    lists = [[some[1] for some in found], [some[3] for some in found], rows, counts]
+    plain, own = both(kernels.spam_count, lists)
+    assert [int(c) for c in own[3]] == [int(c) for c in plain[3]]
+    assert sum(int(c) for c in own[3]) > 100
+
+
+@pytest.mark.parametrize(("state", "gradient"), DTYPES)
 def test_spam_on_blocks(state, gradient):
     found = tensors((640, 64), state, gradient)
     chosen = [torch.tensor([0, 3, 4]), torch.tensor([1])]

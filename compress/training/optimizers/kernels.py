@@ -28,6 +28,7 @@ Kernel = Callable[..., None]
 # Which of a kernel's arguments are its state and its gradient, by the kernel's name.
 _NATIVE = {
     **dict.fromkeys(("spam", "spam_blocks", "stable_scale", "stable_clamp"), (2, 1)),
+    "spam_count": (1, 0),
     "watch": (1, 0),
 }
 
@@ -84,6 +85,13 @@ def spam_limit(size: Tensor, v: Tensor, s: Sequence[Tensor]) -> tuple[Tensor, Te
     """The largest |g| that SPAM lets through at each entry, and which entries are above it."""
     limit = torch.minimum(v.sqrt() * s[CLIP], s[CAP])
     return limit, (size > limit) & (v > 0)  # inf * sqrt(0) is NaN: nothing is above that either
+
+
+def spam_count(g: Tensor, v: Tensor, scalars: Tensor, count: Tensor) -> None:
+    """Fill `count`, int64 and 0-d, with the number of entries that `spam` would cut."""
+    size = g.to(v.dtype).abs()
+    over = spam_limit(size, v, scalars.unbind())[1] & (size < float("inf"))
+    count.copy_(over.sum())
 
 
 def stable_scale(p: Tensor, g: Tensor, m: Tensor, v: Tensor, scalars: Tensor) -> None:

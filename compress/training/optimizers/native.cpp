@@ -86,35 +86,56 @@ inline void adam(T& p, T c, T& m, T& v, const T* s) {
   p = (p * s[BEFORE] - s[RATE] * m / (std::sqrt(v) * s[ROOT] + s[EPS])) * s[AFTER];
 }
 
+// What SPAM's quick test needs: is g² above all of a tile's limits, or isn't it finite?
+template <class T>
+struct Quick {
+  T square, cap;
+
+  explicit Quick(const T* s) : square(s[CLIP] * s[CLIP]), cap(s[CAP] * s[CAP]) {
+    constexpr T most = std::numeric_limits<T>::max();
+    square = square < most ? square * T(MARGIN) : most;
+    cap = cap < most ? cap * T(MARGIN) : most;
+  }
+
+  template <class G>
+  bool may_cut(const G* __restrict g, const T* __restrict v) const {
+    int over = 0;
+    for (int64_t i = 0; i < TILE; ++i) {
+      const T c = g[i];
+      T limit = square * v[i];
+      limit = limit < cap ? limit : cap;
+      over |= !(c * c <= limit);
+    }
+    return over;
+  }
+};
+
+// The exact one, and the limit.
+template <class T>
+inline bool is_cut(T length, T second, const T* s, T& limit) {
+  limit = std::sqrt(second) * s[CLIP];
+  limit = limit < s[CAP] ? limit : s[CAP];
+  return (length > limit) & (second > 0);
+}
+
 template <class T, class G>
 void spam(T* __restrict p, const G* __restrict g, T* __restrict m, T* __restrict v, int64_t n,
           const T* scalars) {
-  constexpr T inf = std::numeric_limits<T>::infinity(), most = std::numeric_limits<T>::max();
+  constexpr T inf = std::numeric_limits<T>::infinity();
   T s[SCALARS];
   std::memcpy(s, scalars, sizeof s);
-  T square = s[CLIP] * s[CLIP], cap = s[CAP] * s[CAP];
-  square = square < most ? square * T(MARGIN) : most;
-  cap = cap < most ? cap * T(MARGIN) : most;
+  const Quick<T> quick(s);
   for (int64_t start = 0; start < n; start += TILE, p += TILE, g += TILE, m += TILE, v += TILE) {
     const int64_t size = n - start < TILE ? n - start : TILE;
-    int over = size < TILE;
-    if (!over)
-      for (int64_t i = 0; i < TILE; ++i) {
-        const T c = g[i];
-        T limit = square * v[i];
-        limit = limit < cap ? limit : cap;
-        over |= !(c * c <= limit);  // what isn't finite comes here too
-      }
-    if (!over) {
+    if (size == TILE && !quick.may_cut(g, v)) {
       for (int64_t i = 0; i < TILE; ++i) adam<T>(p[i], g[i], m[i], v[i], s);
       continue;
     }
     for (int64_t i = 0; i < size; ++i) {
       const T value = g[i], length = std::fabs(value), second = v[i];
-      T limit = std::sqrt(second) * s[CLIP];
-      limit = limit < s[CAP] ? limit : s[CAP];
-      const T cut = value < 0 ? -limit : limit;
-      const T c = (length > limit) & (second > 0) ? cut : value;
+      T limit;
+      const bool over = is_cut(length, second, s, limit);
+      const T c = over ? (value < 0 ? -limit : limit) : value;
       T new_p = p[i], new_m = m[i], new_v = second;
       adam(new_p, c, new_m, new_v, s);
       const bool taken = length < inf;
@@ -123,6 +144,24 @@ void spam(T* __restrict p, const G* __restrict g, T* __restrict m, T* __restrict
       v[i] = taken ? new_v : v[i];
     }
   }
+}
+
+// How many entries `spam` would cut.
+template <class T, class G>
+int64_t count(const G* __restrict g, const T* __restrict v, int64_t n, const T* s) {
+  constexpr T inf = std::numeric_limits<T>::infinity();
+  const Quick<T> quick(s);
+  int64_t found = 0;
+  for (int64_t start = 0; start < n; start += TILE, g += TILE, v += TILE) {
+    const int64_t size = n - start < TILE ? n - start : TILE;
+    if (size == TILE && !quick.may_cut(g, v)) continue;
+    for (int64_t i = 0; i < size; ++i) {
+      T limit;
+      const T length = std::fabs(T(g[i]));
+      found += is_cut(length, v[i], s, limit) & (length < inf);
+    }
+  }
+  return found;
 }
 
 template <bool clamp, class T, class G>
@@ -244,6 +283,20 @@ void blocks(const Call<T, G>& call, int64_t threads) {
 }
 
 template <class T, class G>
+void counted(const Call<T, G>& call, int64_t threads) {
+  std::vector<int64_t> counts(call.tensors, 0);
+  std::mutex joining;
+  share(call.tensors, call.sizes, 1, TILE, threads, [&](int64_t i, int64_t a, int64_t b) {
+    const int64_t found = count(call.template at<const G>(0, i) + a,
+                                call.template at<const T>(1, i) + a, b - a,
+                                call.template at<const T>(2, i));
+    const std::lock_guard<std::mutex> alone(joining);
+    counts[i] += found;
+  });
+  for (int64_t i = 0; i < call.tensors; ++i) *call.template at<int64_t>(3, i) = counts[i];
+}
+
+template <class T, class G>
 void watched(const Call<T, G>& call, int64_t threads) {
   std::vector<int64_t> counts(call.tensors, 0);
   std::vector<T> ratios(call.tensors, 0);
@@ -314,6 +367,7 @@ void measured_after(const Call<T, G>& call, const T* largest, const T* squares,
   EXPORT(spam_blocks_##END, T, G, blocks<T, G>)                                                   \
   EXPORT(stable_scale_##END, T, G, dense<T, G, stable<false, T, G>>)                              \
   EXPORT(stable_clamp_##END, T, G, dense<T, G, stable<true, T, G>>)                               \
+  EXPORT(spam_count_##END, T, G, counted<T, G>)                                                   \
   EXPORT(watch_##END, T, G, watched<T, G>)                                                        \
   extern "C" void measure_##END(int64_t tensors, const int64_t* addresses, const int64_t* sizes,  \
                                 int64_t width, T* largest, T* squares, double* tops,              \

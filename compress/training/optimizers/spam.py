@@ -211,7 +211,7 @@ class SPAM(HealthyOptimizer):
     def _update(self, route: str, items: list[_Item]) -> None:
         scalars = _scalars(items)
         if self.counting:
-            _count(items, scalars)
+            _count(items, scalars, self._engine)
         if "blocks" in items[0].state:
             self._update_blocks(items, scalars)
             return
@@ -304,17 +304,25 @@ def _run_fused(items: list[_Item], flat: list[list[Tensor]], scalars: list[Tenso
         spam_fused(lists, spam_scalars(group, step)[0], own, step)
 
 
-def _count(items: list[_Item], scalars: list[Tensor]) -> None:
+def _count(items: list[_Item], scalars: list[Tensor], engine: kernels.Engine) -> None:
     """Add the entries that this step cuts to each parameter's count."""
-    for item, s in zip(items, scalars):
-        g, second, state = item.gradient, item.v, item.state
-        if "blocks" in state:
-            g = g.reshape(-1, second.shape[1])[state["blocks"]]
-        size = g.to(second.dtype).abs()
-        over = kernels.spam_limit(size, second, s.unbind())[1] & size.isfinite()
-        if "clipped" not in state:
-            state["clipped"] = torch.zeros((), dtype=torch.int64, device=g.device)
-        state["clipped"] += over.sum()
+    gradients, seconds = [item.gradient for item in items], [item.v for item in items]
+    for place, item in enumerate(items):
+        if "blocks" in item.state:
+            rows = item.gradient.reshape(-1, item.v.shape[1])
+            gradients[place] = rows[item.state["blocks"]]
+    found = [torch.zeros((), dtype=torch.int64, device=g.device) for g in gradients]
+    lists: list[list[Tensor]] = [gradients, seconds, scalars, found]
+    if all(t.is_contiguous() for t in (*gradients, *seconds)):
+        lists[:2] = [[t.view(-1) for t in tensors] for tensors in (gradients, seconds)]
+    if lists[0] is not gradients and engine.is_native(seconds[0], gradients[0]):
+        engine.run(kernels.spam_count, lists)
+    else:
+        for tensors in zip(*lists):
+            kernels.spam_count(*tensors)
+    for item, new in zip(items, found):
+        old = item.state.get("clipped")
+        item.state["clipped"] = new if old is None else old + new
 
 
 def warmup_scale(calls: int, every: int, warmup: int) -> float:
