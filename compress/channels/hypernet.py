@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.channels.groups import Group, unit_rows
-from compress.data.images.prompting import SavedPrompt, apply_prompt, frame
+from compress.data.images.prompting import SavedPrompt, apply_prompt, frame, inner_side
 from compress.errors import RequestError
 
 STATISTICS = ("mean", "quantiles", "none")
@@ -34,7 +34,7 @@ class Prompt(nn.Module):
     Args:
         side: of the images with the prompt, in pixels.
         width: of the frame; half the side or more covers everything.
-        place: "pad" onto the image's edges, or "expand" around a smaller image.
+        place: "pad" onto the image's edges, or "expand" around the shrunk image.
     """
 
     mask: Tensor
@@ -47,7 +47,8 @@ class Prompt(nn.Module):
 
     def forward(self, unit: Tensor) -> Tensor:
         """Put the prompt on images in [0, 1], before normalisation."""
-        return apply_prompt(unit, self.values, self.mask)
+        inner = inner_side(self.values.shape[-1], self.width, self.place)
+        return apply_prompt(unit, self.values, self.mask, inner)
 
     def framed(self) -> Tensor:
         """The prompt as it acts, [3, S, S]."""

@@ -55,6 +55,8 @@ class SearchSettings:
         prompt_size: pixels of the frame; None is a fourteenth of the side.
         scope: how units are ranked; the paper's is "global".
         precision: of the network's forward pass.
+        micro_batch: images that one process computes at once; None chooses.
+        save_every, workers: as in LoopSettings.
     """
 
     epochs: float = 5
@@ -70,6 +72,7 @@ class SearchSettings:
     prompt_size: int | None = None
     scope: str = "global"
     precision: str = "float32"
+    micro_batch: int | None = None
     save_every: int | None = None
     workers: int = 0
 
@@ -221,12 +224,10 @@ def make_prompt(place: str, side: int, width: int | None) -> Prompt | None:
     if place == "none":
         return None
     own = prompt_width(side) if width is None else width
-    if place == "expand":
-        return Prompt(side + 2 * own, own, place)
-    if own > side:
+    most = side // 2 if place == "pad" else side // 2 - 1  # something of the image must be left
+    if own > most:
         raise RequestError(
-            f"`--prompt-size {own}` is wider than the images of {side} pixels",
-            f"use {side // 2} or less",
+            f"`--prompt-size {own}` is too wide for images of {side} pixels", f"use {most} or less"
         )
     return Prompt(side, own, place)
 
@@ -383,6 +384,7 @@ def search(
         steps, settings.batch_size, lr=settings.lr, optimizer="adamw", min_lr=0.1,
         weight_decay=settings.weight_decay, precision=settings.precision, seed=seed,
         save_every=settings.save_every, workers=settings.workers,
+        micro_batch=settings.micro_batch,
     )  # fmt: skip
     collate = ImageCollator(data.train, augmentation or Augmentation(), seed)
     try:

@@ -45,6 +45,8 @@ class TuneSettings:
         temperature: T.
         prompt_share: share of the steps, from the start, in which images carry the prompt, where
             there is one; 1 keeps it to the end, and the model then needs it.
+        micro_batch: images that one process computes at once; None chooses.
+        save_every, workers: as in LoopSettings.
     """
 
     epochs: float = 10
@@ -58,6 +60,7 @@ class TuneSettings:
     distill: float = 0.0
     temperature: float = 4.0
     prompt_share: float = 2 / 3
+    micro_batch: int | None = None
     save_every: int | None = None
     workers: int = 0
 
@@ -237,7 +240,7 @@ def tune(
         steps, settings.batch_size, lr=settings.lr, optimizer=settings.optimizer,
         weight_decay=settings.weight_decay, warmup=settings.warmup, precision=settings.precision,
         max_grad_norm=settings.max_grad_norm, seed=seed, save_every=settings.save_every,
-        workers=settings.workers,
+        workers=settings.workers, micro_batch=settings.micro_batch,
     )  # fmt: skip
     collate = ImageCollator(images, augmentation or Augmentation(), seed)
     looped = loop(

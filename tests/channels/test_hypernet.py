@@ -150,8 +150,12 @@ def test_prompt_forms():
     assert padded.width == 2
     assert padded.values.shape[-1] == 28
     around = make_prompt("expand", 28, 3)
-    assert around(torch.rand(1, 3, 28, 28)).shape[-1] == 34
-    with pytest.raises(RequestError, match="wider than the images"):
+    with torch.no_grad():
+        made = around(torch.ones(1, 3, 28, 28))
+    assert made.shape[-1] == 28  # the network's input, and its cost, stay
+    assert float(made[0, :, 3:25, 3:25].min()) > 0.999
+    assert float(made[0, :, :3].max()) == 0
+    with pytest.raises(RequestError, match="too wide for images of 8 pixels"):
         make_prompt("pad", 8, 9)
     with pytest.raises(RequestError, match="--ste hard"):
         SearchSettings(ste="hard").check()

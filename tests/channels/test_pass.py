@@ -5,6 +5,7 @@ import copy
 import image_sets
 import pytest
 import torch
+from teams import in_ranks
 from transformers import TrainerCallback
 
 from compress.channels import searching
@@ -160,6 +161,29 @@ def test_batch_norms_stand_still_while_masks_are_searched(work, tmp_path, monkey
     monkeypatch.setattr(searching.Searcher, "forward", forward)
     _search(work, tmp_path, SearchSettings(epochs=0.5, batch_size=100, hidden=8))
     assert seen == [False, False]
+
+
+def test_two_processes_find_what_one_finds(work, tmp_path):
+    from accelerate.state import AcceleratorState
+
+    from compress.numerics.ranks import joined
+
+    settings = SearchSettings(epochs=1, batch_size=100, hidden=8, micro_batch=50)
+    alone = _search(work, tmp_path / "one", settings)
+
+    def run():
+        AcceleratorState._reset_state(reset_partial_state=True)  # that of a lone process
+        with joined("cpu") as team:
+            found = _search(work, tmp_path / "two", settings, team=team)
+            if team.first:
+                torch.save([found.keep, found.scores, found.losses], tmp_path / "found.pt")
+
+    ended = in_ranks(2, run, tmp_path / "said")
+    assert [e.code for e in ended] == [0, 0], ended
+    keep, scores, losses = torch.load(tmp_path / "found.pt", weights_only=True)
+    assert losses == alone.losses
+    for ours, theirs in zip((*keep, *scores), (*alone.keep, *alone.scores)):
+        assert torch.equal(ours, theirs)
 
 
 def _tune(work, place, settings, **options):

@@ -1,9 +1,10 @@
 """A learned visual prompt as an input transform: a frame added to images before normalisation.
 
 x' = clamp(pad(x) + V * B, 0, 1), x in [0, 1]; B is 1 on a frame of `width` pixels and 0 inside.
-`pad` adds the frame onto the image's edges; `expand` pads the image with zeros first, so that the
-frame lies around it. It lies beside the processor as `prompt.safetensors`, since `from_pretrained`
-alone doesn't restore an input transform, and as a picture.
+`pad` adds the frame onto the image's edges; `expand` shrinks the image by the frame and pads it
+with zeros, so that the frame lies around it and the network's input keeps its size. It is kept
+beside the processor as `prompt.safetensors`, since `from_pretrained` alone doesn't restore an input
+transform, and as a picture.
 
 Source: PASS, arXiv:2407.17412; the form is that of its sibling, arXiv:2312.01397.
 """
@@ -35,7 +36,7 @@ def frame(side: int, width: int) -> Tensor:
     return mask
 
 
-def apply_prompt(unit: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+def apply_prompt(unit: Tensor, values: Tensor, mask: Tensor, inner: int | None = None) -> Tensor:
     """Put a prompt on images.
 
     Args:
@@ -43,14 +44,22 @@ def apply_prompt(unit: Tensor, values: Tensor, mask: Tensor) -> Tensor:
             with zeros, alike on both sides.
         values: [3, S, S], the prompt V.
         mask: [1, S, S], its frame B.
+        inner: side to which images are shrunk first, None for "pad".
 
     Returns:
         float [B, 3, S, S] in [0, 1].
     """
+    if inner is not None:
+        unit = functional.interpolate(unit, (inner, inner), mode="bilinear", antialias=True)
     tall, wide = values.shape[-2] - unit.shape[-2], values.shape[-1] - unit.shape[-1]
     if tall or wide:
         unit = functional.pad(unit, [wide // 2, wide - wide // 2, tall // 2, tall - tall // 2])
     return (unit + values * mask).clamp(0, 1)
+
+
+def inner_side(side: int, width: int, place: str) -> int | None:
+    """Return the side of the image within a frame around it; None where it isn't shrunk."""
+    return side - 2 * width if place == "expand" else None
 
 
 @dataclass(frozen=True)
@@ -72,7 +81,9 @@ class SavedPrompt:
     def __call__(self, unit: Tensor) -> Tensor:
         """Put it on images; see apply_prompt."""
         values = self.values.to(unit)
-        return apply_prompt(unit, values, frame(values.shape[-1], self.width).to(unit))
+        side = values.shape[-1]
+        inner = inner_side(side, self.width, self.place)
+        return apply_prompt(unit, values, frame(side, self.width).to(unit), inner)
 
     def save(self, directory: Path) -> None:
         """Write the tensor and the picture: grey is no change, brighter adds, darker takes."""
