@@ -1,5 +1,6 @@
 # make demo   creates .venv, installs with exact pins, runs `compress demo`
 # make test   the same environment: lint, types, the whole test suite
+# make docs   builds the pages into site/
 # make TORCH_INDEX=URL demo   takes torch from that index instead of the configured one
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 TORCH := $(shell grep -E '^torch==' constraints.txt)
 WORKERS ?= 2
 
-.PHONY: demo test lint types install clean
+.PHONY: demo test lint types docs install clean
 .DEFAULT_GOAL := demo
 
 install: $(VENV)/.installed
@@ -46,5 +47,9 @@ test: lint types
 	@echo "== pytest, $(WORKERS) workers"
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
+docs: $(VENV)/.installed
+	$(PIP) install --quiet -c constraints.txt -e '.[docs]'
+	$(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -85,7 +86,8 @@ class Exported:
             before, after = getattr(self.before, name), getattr(self.after, name)
             change = f"{after / before - 1:+.1%}" if before else ""
             lines.append(f"  {name:<10} {before:>16,} -> {after:>16,}  {change}".rstrip())
-        return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
+        fill = textwrap.TextWrapper(80, initial_indent="  ", subsequent_indent="    ").fill
+        return "\n".join([*lines, *map(fill, self.notes)])
 
 
 def export(
