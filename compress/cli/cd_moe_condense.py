@@ -53,7 +53,8 @@ CONDENSE = opt.options(
         "--paper",
         is_flag=True,
         heading="What to condense",
-        help="the published procedure: greedy-js, mean weights, no refit, js-hidden",
+        help="the published procedure: greedy-js, mean weights, no refit, js-hidden, on 100 "
+        "sequences of 256 tokens",
     ),
     option(
         "--score",

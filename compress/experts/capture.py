@@ -34,6 +34,8 @@ class LayerData(NamedTuple):
     """[T], the sigmoid on the shared MLP's output, where the layer has one."""
     stream: Tensor | None
     """[T, H], the residual stream without this layer's output, where it was asked for."""
+    weight: Tensor | None = None
+    """[T], one over the tokens of each token's text (a row of a batch), where it was asked for."""
 
     def split(self, share: float) -> tuple[LayerData, LayerData]:
         """Return the first tokens, and the last `share` of them."""
@@ -125,7 +127,12 @@ class _Taps:
         routing, chosen = self._routing(real)
         gate = real(seen["gate"]).float().sigmoid().squeeze(1) if "gate" in seen else None
         stream = None if block_output is None else real(block_output) - outputs
-        return LayerData(inputs, outputs, routing, chosen, gate, stream)
+        weight = None
+        if block_output is not None:
+            shape = seen["inputs"].shape[:2] if tokens is None else tokens.shape
+            mask = torch.ones(shape) if tokens is None else tokens.float()
+            weight = real((mask / mask.sum(1, keepdim=True).clamp(min=1))[..., None]).squeeze(1)
+        return LayerData(inputs, outputs, routing, chosen, gate, stream, weight)
 
     def _routing(self, real: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         if self._layer.scales_input:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from compress.checkpoints.loader import skeleton
+from compress.checkpoints.replay import BlockRuns
 from compress.checkpoints.source import Source
 from compress.checkpoints.walk import walk
+from compress.experts.fewer import fewer_tensors
 from compress.experts.journal import LayerJournal
 from compress.experts.layers import ExpertLayer
 from compress.experts.measuring import STREAM, Looks, Replaced
@@ -45,7 +49,67 @@ def check_written(
     short = {"input_ids": batch["input_ids"][:1, :TOKENS]}
     method = Replaced(journal, {STREAM: condensed}, written.dtype)
     wanted = _logits(source, method, short, options)
-    found = _logits(written, Looks(), short, options)
+    return _differ(wanted, _logits(written, Looks(), short, options), written, options)
+
+
+def check_fewer(
+    source: Source,
+    written: Source,
+    layers: Sequence[ExpertLayer],
+    journal: LayerJournal,
+    batch: Mapping[str, Tensor],
+    options: Mapping[str, Any],
+) -> float | None:
+    """As `check_written`, of layers that keep their router and fewer experts."""
+    short = {"input_ids": batch["input_ids"][:1, :TOKENS]}
+    target = skeleton(written)
+    wanted = _logits(source, _Fewer(layers, journal, target, written.dtype), short, options)
+    return _differ(wanted, _logits(written, Looks(), short, options), written, options)
+
+
+class _Fewer(Looks):
+    """Runs layers with fewer experts in the place of the source's.
+
+    Args:
+        layers: the layers.
+        journal: holds their rows.
+        target: the skeleton of the checkpoint written, whose modules are filled.
+        stored: dtype that the weights have on disk.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[ExpertLayer],
+        journal: LayerJournal,
+        target: nn.Module,
+        stored: torch.dtype,
+    ) -> None:
+        self._layers = {layer.block: layer for layer in layers}
+        self._journal, self._target, self._stored = journal, target, stored
+
+    def replay(self, runs: BlockRuns) -> None:
+        """Put the smaller layer into this block."""
+        layer = self._layers.get(runs.block.name)
+        if layer is None:
+            return
+        old, prefix = runs.module(layer.name), f"{layer.name}."
+        tensors = {prefix + name: value for name, value in old.state_dict().items()}
+        fewer = fewer_tensors(tensors, layer, self._journal.row(layer))
+        place = next(old.parameters())
+        new = copy.deepcopy(self._target.get_submodule(layer.name))
+        new = new.to_empty(device=place.device).eval().requires_grad_(False)
+        kept = {name.removeprefix(prefix): self._rounded(value) for name, value in fewer.items()}
+        new.load_state_dict(kept, assign=True)
+        runs.weights.replace(layer.name, new)
+
+    def _rounded(self, value: Tensor) -> Tensor:
+        return value.to(self._stored).to(value.dtype) if value.is_floating_point() else value
+
+
+def _differ(
+    wanted: Tensor, found: Tensor, written: Source, options: Mapping[str, Any]
+) -> float | None:
+    """Return None if two models' logits [1, T, V] agree, else by how much they don't."""
     spread = float(wanted.std()) or 1.0
     worst = float((found - wanted).abs().amax(-1).median()) / spread
     running = options.get("dtype") or written.dtype

@@ -20,7 +20,8 @@ from compress.checkpoints.workspace import Workspace, check_output
 from compress.errors import RequestError, RunError, check_options
 from compress.evaluation.asked import measure_asked, measured_once
 from compress.evaluation.measures import Measures
-from compress.experts.checking import check_written
+from compress.evaluation.speed import peak_memory
+from compress.experts.checking import check_fewer, check_written
 from compress.experts.choosing import choose_layers, condense_in_sequence
 from compress.experts.drift import layer_drift
 from compress.experts.journal import LayerJournal
@@ -138,11 +139,12 @@ def _run(
     """Condense into the workspace, score, and put the result in place."""
     settings, source = job.settings, job.source
     journal = LayerJournal(workspace.path / "layers")
-    with job.clock("measure"):
-        chosen = choose_layers(job, given, journal, workspace)
-    if settings.refit == "sequential" and not dry_run:
-        with job.clock("apply"):
-            journal = condense_in_sequence(job, chosen, journal, workspace)
+    with peak_memory(job.device) as choosing:
+        with job.clock("measure"):
+            chosen = choose_layers(job, given, journal, workspace)
+        if settings.refit == "sequential" and not dry_run:
+            with job.clock("apply"):
+                journal = condense_in_sequence(job, chosen, journal, workspace)
     rows = {layer.name: journal.row(layer) for layer in chosen}
     dtype = resolve_dtype(settings.dtype)
     layout = plan_layout(source, job.layers, rows, stock_only=settings.stock_only, dtype=dtype)
@@ -154,8 +156,9 @@ def _run(
         workspace.discard()
         return CondenseResult(made)
     before = measured_once(workspace.path / "before.json", lambda: _score(job, source))
-    with job.clock("apply"):
+    with peak_memory(job.device) as writing, job.clock("apply"):
         layout = _write(job, chosen, journal, layout, workspace, dtype)
+    job.peak_bytes = max(choosing.peak, writing.peak)
     made = Plan(COMMAND, source.digest(), list(rows.values()), _plan_options(job, layout))
     made.write(workspace.result / PLAN_FILE)
     draw_usage(made, workspace.result / USAGE_FILE)
@@ -194,14 +197,12 @@ def _write(
             job.source, job.layers, chosen, journal, attempt, workspace,
             dtype=dtype, progress=job.progress,
         )  # fmt: skip
-        if job.settings.mode != "dense":
-            return attempt
-        worst = check_written(
-            job.source, open_source(workspace.result), chosen, journal, job.batches[0], job.options
-        )
+        written = open_source(workspace.result)
+        check = check_written if job.settings.mode == "dense" else check_fewer
+        worst = check(job.source, written, chosen, journal, job.batches[0], job.options)
         if worst is None:
             return attempt
-        if attempt.kind == "edits" or job.settings.stock_only:
+        if attempt.kind == "edits" or job.settings.stock_only or check is check_fewer:
             raise RunError(
                 f"the checkpoint written differs from the model in memory by {worst:.3g} in its "
                 "logits",

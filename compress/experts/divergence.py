@@ -48,7 +48,7 @@ def greedy_divergence(
 
     Args:
         layer, experts, shared, data, act: the layer, as in `measure_experts`; the data with its
-            residual stream.
+            residual stream; texts count alike where it has their weights, however long they are.
         constants: [E + 1] of every MLP, the shared one first; an expert whose constant is 0 was
             never routed to and isn't tried.
         count: how many experts to keep.
@@ -71,8 +71,10 @@ def greedy_divergence(
             whole = data.stream[rows].float()
             base = whole + out[kept].sum(0)
             wanted = after(whole + data.outputs[rows].float())
+            share = 1.0 if data.weight is None else data.weight[rows].to(drift)
             for expert in range(layer.count):
-                drift[expert] += js_divergence(wanted, after(base + out[expert + 1])).double().sum()
+                each = js_divergence(wanted, after(base + out[expert + 1])).double()
+                drift[expert] += (each * share).sum()
         idle = (constants[1:] == 0).to(drift.device)
         drift[idle] = torch.inf
         drift[[e - 1 for e in kept if e != SHARED]] = torch.inf

@@ -53,7 +53,7 @@ def shared_out(made: Condensed, width: int, shared: int) -> tuple[GatedMLP, Gate
     mlp = made.mlp
     if mlp is None:
         assert made.shared is not None
-        mlp = GatedMLP(*(t[:0] for t in made.shared[:2]), made.shared.down[:, :0])
+        mlp = _neurons(made.shared, slice(0, 0))
     if not shared:
         return widened(mlp, width), None
     if made.gate is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -20,7 +20,12 @@ from compress.evaluation.measures import Request, check_request
 from compress.experts.fewer import fewer_fields
 from compress.experts.layers import ExpertLayer, find_layers
 from compress.experts.searching import Step
-from compress.experts.settings import CondenseSettings, candidates, check_experts
+from compress.experts.settings import (
+    PAPER_LENGTH,
+    CondenseSettings,
+    candidates,
+    check_experts,
+)
 from compress.progress import Progress
 from compress.reports.clock import Clock
 
@@ -32,7 +37,12 @@ Say = Callable[[str], None]
 
 @dataclass
 class Job:
-    """The model and what the steps share."""
+    """The model and what the steps share.
+
+    Attributes:
+        peak_bytes: largest anonymous memory (on a GPU: allocation) while layers were chosen,
+            condensed, written and checked; the scores and the fine-tuning load the whole model.
+    """
 
     source: Source
     settings: CondenseSettings
@@ -50,6 +60,7 @@ class Job:
     steps: list[Step] = field(default_factory=list)
     usage: dict[str, list[float]] = field(default_factory=dict)
     pace: Pace | None = None
+    peak_bytes: int = 0
 
     @property
     def options(self) -> dict[str, Any]:
@@ -101,6 +112,9 @@ def open_job(source: Source, settings: CondenseSettings, progress: Progress, clo
     if settings.mode != "dense":
         fewer_fields(config, layers[0], experts)
     source.check_finite(progress)
+    if settings.paper and settings.seqlen is None:
+        limit = source.token_limit() or PAPER_LENGTH
+        settings = replace(settings, seqlen=min(PAPER_LENGTH, limit))
     return Job(source, settings, anatomy, layers, experts, request, device, progress, clock)
 
 

@@ -63,7 +63,7 @@ def make_receipt(job: Job, made: Outcome) -> Receipt:
         comparison=compare(made.before, made.after),
         cost={
             "seconds": job.clock.seconds,
-            "peak_bytes": job.walked.peak_bytes,
+            "peak_bytes": job.peak_bytes,
             "passes": job.walked.passes,
         },
         notes=[*job.notes, *_notes(job, plan, made.layout)],

@@ -48,7 +48,7 @@ class Scorer:
     Args:
         metric: kl-logits: KL(dense | condensed) of next-token probabilities; js-hidden: the
             divergence of Condense-MoE on the output of the final norm; loss: next-token loss.
-            All in nats, mean over tokens.
+            All in nats, mean over tokens; js-hidden mean over texts of their means, as published.
         batches: the walk's.
     """
 
@@ -67,15 +67,22 @@ class Scorer:
         assert value is not None
         if stream == DENSE:
             self._dense = value
-            self._tokens += int(mask.sum()) if mask is not None else batch["input_ids"].numel()
+            rows, length = batch["input_ids"].shape
+            by_text = self.metric == "js-hidden"
+            own = rows * length if mask is None else int(mask.sum())
+            self._tokens += rows if by_text else own
         assert self._dense is not None
         each = self._distance(value, batch["input_ids"].to(value.device))  # [B, T or T - 1]
         if mask is not None:
             each = each * mask[:, -each.shape[1] :].to(each.device)
-        self._sums.setdefault(stream, []).append(each.double().sum())
+        each = each.double()
+        if self.metric == "js-hidden":
+            own = each.shape[1] if mask is None else mask.sum(1).clamp(min=1).to(each)
+            each = each.sum(1) / own
+        self._sums.setdefault(stream, []).append(each.sum())
 
     def values(self) -> dict[str, float]:
-        """Return stream -> mean over tokens."""
+        """Return stream -> mean over tokens, or over texts."""
         return {s: float(torch.stack(v).sum()) / self._tokens for s, v in self._sums.items()}
 
     def _distance(self, value: Tensor, tokens: Tensor) -> Tensor:

@@ -25,6 +25,8 @@ _PAPER = {
     "layer_search": "greedy",
     "metric": "js-hidden",
 }
+_PAPER_TEXT = {"samples": 100, "search_samples": 100}
+PAPER_LENGTH = 256  # tokens of a text
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class CondenseSettings:
         metric: what the search compares.
         search_samples: calibration sequences that the search runs on.
         stock_only: refuse what the family's own config can't say.
-        paper: Condense-MoE as published.
+        paper: Condense-MoE as published; 100 sequences of 256 tokens, unless told.
         target_bytes: condense as many layers as it takes to reach this size of the weights.
         target_speed: 1.3x, or prefill:1.3x: as many as it takes to decode, or to read a prompt, so
             many times as fast as the original, measured with both in memory.
@@ -148,7 +150,11 @@ class CondenseSettings:
                 *self._mode_faults(),
             ]
         )
-        return replace(self, **_PAPER) if self.paper else self  # type: ignore[arg-type]
+        if not self.paper:
+            return self
+        default = {f.name: f.default for f in fields(self)}
+        text = {k: v for k, v in _PAPER_TEXT.items() if getattr(self, k) == default[k]}
+        return replace(self, **_PAPER, **text)  # type: ignore[arg-type]
 
     def _paper_faults(self) -> list[Fault]:
         default = {f.name: f.default for f in fields(self)}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,12 +13,15 @@ import families
 import pytest
 import torch
 from moe_families import build, layers_of
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import compress
 from compress.checkpoints.source import open_source
-from compress.errors import RequestError
+from compress.errors import RequestError, RunError
+from compress.experts import writing
 from compress.experts.searching import Step, search_layers
+from compress.experts.settings import CondenseSettings
 from tiny_models import make_batch, make_checkpoint
 
 # family -> the form that its last expert layer takes
@@ -294,3 +298,54 @@ def test_dense_models_and_bare_experts_are_refused(tmp_path):
     with pytest.raises(RequestError, match="can't say that a layer is dense"):
         compress.cd_moe_condense(bare, tmp_path / "out", batches=BATCHES, stock_only=True)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("mode", ["dense", "prune"])
+def test_a_checkpoint_that_computes_something_else_is_never_put_in_place(
+    qwen, tmp_path, mode, monkeypatch
+):
+    """The writer is broken on purpose: the check before the rename sees it."""
+    name = "_exchanged" if mode == "dense" else "fewer_tensors"
+    right = getattr(writing, name)
+
+    def wrong(*args):
+        found = right(*args)
+        key = next(k for k in found if k.endswith(("mlp.down_proj.weight", "experts.down_proj")))
+        return {**found, key: found[key].roll(1, 0)}
+
+    monkeypatch.setattr(writing, name, wrong)
+    with pytest.raises(RunError, match="differs from the model in memory"):
+        compress.cd_moe_condense(qwen, tmp_path / "out", batches=BATCHES, experts=2, mode=mode)
+    assert not (tmp_path / "out").exists()
+
+
+def test_fused_experts_on_the_disk_are_the_same_model(qwen, tmp_path):
+    """A checkpoint that stores stacked tensors, not one of each expert, gives the same result."""
+    model = AutoModelForCausalLM.from_pretrained(qwen)
+    shutil.copytree(qwen, tmp_path / "fused")
+    save_file(model.state_dict(), tmp_path / "fused" / "model.safetensors", {"format": "pt"})
+    stored = load_file(tmp_path / "fused" / "model.safetensors")
+    assert any(name.endswith("experts.gate_up_proj") for name in stored)
+    rows = []
+    for source in (qwen, tmp_path / "fused"):
+        out = tmp_path / f"{source.name}-out"
+        done = compress.cd_moe_condense(source, out, batches=BATCHES, layers=2, experts=2)
+        rows.append(done.plan.rows)
+    assert rows[0] == rows[1]
+    one, other = (AutoModelForCausalLM.from_pretrained(tmp_path / f"{n}-out") for n in
+                  (qwen.name, "fused"))  # fmt: skip
+    assert torch.equal(logits(one, BATCHES[0]), logits(other, BATCHES[0]))
+
+
+def test_paper_stands_for_the_published_procedure():
+    found = CondenseSettings(paper=True).resolved()
+    published = ("greedy-js", "conditional-mean", "none", "constant", "greedy", "js-hidden")
+    names = ("score", "weights", "refit", "shared_gate", "layer_search", "metric")
+    assert tuple(getattr(found, name) for name in names) == published
+    assert (found.samples, found.search_samples) == (100, 100)
+    assert CondenseSettings(paper=True, samples=7).resolved().samples == 7
+
+
+def test_the_peak_of_memory_is_stated(qwen, tmp_path):
+    done = compress.cd_moe_condense(qwen, tmp_path / "out", batches=BATCHES, layers=1)
+    assert done.as_dict()["cost"]["peak_bytes"] > 1_000_000

@@ -251,3 +251,27 @@ def test_mean_of_a_sigmoid_gate_is_the_published_constant():
     )  # fmt: skip
     assert made.row["constants"] == [pytest.approx(float(d.data.gate.mean()))]
     assert made.mlp.width == 7
+
+
+def test_texts_count_alike_however_long_they_are(drawn):
+    """The published mean is over texts of their means: a short one weighs as much as a long one."""
+    found = measured(drawn)
+    constants = constants_of(found, list(range(6)), how="conditional-mean", shared=True)
+    whole, x = drawn.data.stream, drawn.data.inputs
+    wanted = whole + drawn.data.outputs
+    base = whole + constants[0] * run(drawn.shared, x)
+    each = torch.stack(
+        [js_divergence(wanted, base + constants[e + 1] * drawn.outputs[e]) for e in range(6)]
+    )
+    picks = set()
+    for short in range(1, 40):
+        lengths = [len(x) - short, short]
+        means = torch.stack([part.mean(1) for part in each.split(lengths, 1)]).mean(0)
+        weight = torch.cat([torch.full((n,), 1 / n) for n in lengths])
+        kept = greedy_divergence(
+            drawn.layer, drawn.experts, drawn.shared, drawn.data._replace(weight=weight),
+            drawn.act, constants, 1,
+        )  # fmt: skip
+        assert kept == [int(means.argmin())]
+        picks.add(kept[0])
+    assert len(picks) > 1  # else the weights would show nothing
