@@ -39,7 +39,10 @@ PRUNED = (
     "compress alpha-prune calib_data/tiny-llama -o OUT --sparsity 0.6 --metric alpha_mid "
     "--calib demo --samples 32 --seqlen 128 --ppl demo --limit 32"
 )
-MAGNITUDE = "compress alpha-prune calib_data/tiny-llama -o pruned --method magnitude --sparsity 0.5 --allocation uniform"
+MAGNITUDE = (
+    "compress alpha-prune calib_data/tiny-llama -o pruned --method magnitude --sparsity 0.5 "
+    "--allocation uniform"
+)
 SCREENS = {
     "help": Screen(("compress --help",)),
     "alpha-prune": Screen((PRUNED,)),
