@@ -29,7 +29,8 @@ def export(
         model: a local directory or a Hub id.
         output: the directory to make.
         to: the form: "stock" needs no `import compress`; "bitmask" stores no zeros;
-            "remote-code" has its edits made by a Python file beside the weights.
+            "remote-code" has its edits made by a Python file beside the weights; "onnx" is
+            `model.onnx` of an image classifier.
         overwrite: replace a non-empty output, at the end.
         revision, token, trust_remote_code: of a Hub model.
         progress: told of each module.

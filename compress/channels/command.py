@@ -27,6 +27,8 @@ from compress.channels.selecting import kept_counts
 from compress.channels.settings import NAMES, PruneSettings
 from compress.channels.stock import make_stock
 from compress.checkpoints.census import census
+from compress.checkpoints.onnx_form import FILE as ONNX_FILE
+from compress.checkpoints.onnx_form import export_onnx
 from compress.checkpoints.placement import resolve_dtype
 from compress.checkpoints.plan import Plan, read_plan
 from compress.checkpoints.save import copy_companions, load, on_disk, writing
@@ -207,9 +209,9 @@ def _write(job: Job, network: PreTrainedModel, arm: Arm, workspace: Workspace) -
         if arm.prompt is not None:
             arm.prompt.save(workspace.result)
         if "onnx" in job.settings.export:
-            from compress.channels.onnx import export_onnx
-
-            export_onnx(network, job.example, workspace.result / "model.onnx")
+            torch.nn.Module.to(network, torch.float32)
+            export_onnx(network, job.example.float(), workspace.result / ONNX_FILE)
+            torch.nn.Module.to(network, dtype)
     return stock
 
 

@@ -98,7 +98,7 @@ def tune_network(
         distill=asked.distill,
         temperature=asked.distill_temperature,
         precision=asked.precision,
-        **({} if asked.drop_prompt else {"prompt_share": 1.0}),
+        prompt_share=TuneSettings.prompt_share if asked.drop_prompt else 1.0,
     )
     for parameter in model.parameters():
         parameter.requires_grad_(True)

@@ -19,6 +19,8 @@ from compress.checkpoints.edits.blocks import is_placed
 from compress.checkpoints.edits.lowrank import LowRank
 from compress.checkpoints.edits.lowrank_up import LowRankUp
 from compress.checkpoints.edits.scaled_norm import can_fold, fold, is_scaled
+from compress.checkpoints.onnx_form import FILE as ONNX_FILE
+from compress.checkpoints.onnx_form import OnnxForm
 from compress.checkpoints.packing import whole_counts
 from compress.checkpoints.record import config_of, forget, packed_here
 from compress.checkpoints.remote import Remote
@@ -29,7 +31,7 @@ from compress.checkpoints.zeros import write_zeros
 from compress.errors import RequestError, near_names
 from compress.progress import Progress, silent
 
-FORMS = ("stock", "bitmask", "remote-code")
+FORMS = ("stock", "bitmask", "remote-code", "onnx")
 _NAMED = 4  # modules that a message spells out
 _SPACE = "free some space there, then try again"
 
@@ -109,7 +111,7 @@ def export(
     is copied as it is. "bitmask", which needs it: the blocks' matrices are stored without their
     zeros where that is smaller; other edits are kept. "remote-code", which needs
     `trust_remote_code=True` and no `import compress`: a Python file beside the weights makes the
-    edits, and all zeros are stored.
+    edits, and all zeros are stored. "onnx": an image classifier as `model.onnx`.
 
     Args:
         model: a local directory or a Hub id.
@@ -134,7 +136,10 @@ def export(
     with Workspace.open(output, overwrite=overwrite, source=source.directory) as workspace:
         try:
             made.write(workspace)
-            sizes = [_size(place) for place in (source.directory, workspace.result)]
+            sizes = [_size(source.directory), _size(workspace.result)]
+            if to == "onnx":  # no checkpoint any more: as many parameters, in files of its own
+                files = workspace.result.glob(f"{ONNX_FILE}*")
+                sizes[1] = Size(sizes[0].parameters, sum(file.stat().st_size for file in files))
             result = Exported(
                 source=str(model),
                 output=str(output),
@@ -386,4 +391,5 @@ _WRITERS: dict[str, Callable[[Source, Progress], Any]] = {
     "stock": _Stock,
     "bitmask": _Packed,
     "remote-code": Remote,
+    "onnx": OnnxForm,
 }

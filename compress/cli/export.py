@@ -20,7 +20,7 @@ from compress.errors import RequestError
     metavar="FORM",
     default="stock",
     show_default=True,
-    help="stock, bitmask, remote-code",
+    help="stock, bitmask, remote-code, onnx",
 )
 @opt.CONFIG
 @opt.SOURCE
@@ -37,8 +37,8 @@ def command(
     quiet: bool,
 ) -> None:
     """Write a checkpoint in a form that loads without this package (stock), with
-    one file of code by which it does (remote-code), or without the zeros of its
-    blocks (bitmask).
+    one file of code by which it does (remote-code), without the zeros of its blocks
+    (bitmask), or, for image classifiers, as ONNX.
 
     Example: compress export ./llama-lowrank -o ./llama-stock --to stock
 
