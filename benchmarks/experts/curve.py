@@ -63,32 +63,54 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 """Ways to make layers dense; the default is greedy-ls, least squares, kl-logits and refit."""
 
-EVERYWHERE = ("CD-MoE-SR", "default")  # at every number of layers
-AT_ALL = ("random experts + refit", "frequency + refit", "least squares", "default, sequential")
-"""Run with every layer condensed alone."""
+CORE = ("random experts", "frequency", "CD-MoE-S", "CD-MoE-SR", "default")
+REFITTED = ("CD-MoE-S + refit", "CD-MoE-SR + refit")
 TUNED = ("CD-MoE-S", "CD-MoE-SR", "default")
-TUNING = {"finetune": 100, "finetune_lr": 1e-3, "finetune_seqlen": SEQLEN}
+TUNING = {"finetune": 60, "finetune_lr": 1e-3, "finetune_seqlen": SEQLEN}
 
 
-def arms(layers: int, experts: int, routed: int) -> Iterator[Arm]:
-    """Yield all arms of a model, the telling strengths first."""
-    yield Arm("original + tuned", 0, None)
-    for n in (n for n in (layers, layers // 2, layers * 3 // 4, 1) if n):
+def core(layers: int, experts: int, routed: int) -> Iterator[Arm]:
+    """Yield the arms that tell most: run first, with every seed."""
+    for n in (layers, layers // 2):
         yield Arm("drop MoE layer", n, None)
         if n < layers:
             yield Arm("drop block", n, None)
-        some = [w for w in WAYS if n == layers or w not in AT_ALL]
-        for name in some if n in (layers, layers // 2) else EVERYWHERE:
+        for name in (*CORE, *REFITTED) if n == layers else CORE:
             yield Arm(name, n, {"layers": n, "experts": routed, **WAYS[name]})
-        for name in TUNED if n in (layers, layers // 2) else ():
-            options = {"layers": n, "experts": routed, **WAYS[name], **TUNING}
-            yield Arm(f"{name} + tuned", n, options)
-    for kept in sorted({experts * 3 // 4, experts // 2, max(routed, experts // 4)}, reverse=True):
-        yield Arm("REAP", kept, {"mode": "prune", "experts": kept})
-        yield Arm(
-            "frequency pruning", kept, {"mode": "prune", "experts": kept, "score": "frequency"}
-        )
-        yield Arm("merge (HC-SMoE)", kept, {"mode": "merge", "experts": kept})
+    yield from sparse(experts // 2)
+    yield Arm("original + tuned", 0, None)
+    for name in TUNED[1:]:
+        yield tuned(name, layers, routed)
+
+
+def others(layers: int, experts: int, routed: int) -> Iterator[Arm]:
+    """Yield the arms between and beside those."""
+    for n in (layers, layers // 2, layers * 3 // 4, 1):
+        some = WAYS if n in (layers, layers // 2) else ("CD-MoE-SR", "default")
+        for name in some:
+            yield Arm(name, n, {"layers": n, "experts": routed, **WAYS[name]})
+        yield Arm("drop MoE layer", n, None)
+        if n < layers:
+            yield Arm("drop block", n, None)
+    yield from sparse(experts * 3 // 4)
+    yield from sparse(max(routed, experts // 4))
+    for name in TUNED:
+        for n in (layers, layers // 2):
+            yield tuned(name, n, routed)
+
+
+def sparse(kept: int) -> Iterator[Arm]:
+    """Yield the ways that keep the router and some experts in every layer."""
+    yield Arm("REAP", kept, {"mode": "prune", "experts": kept})
+    yield Arm("frequency pruning", kept, {"mode": "prune", "experts": kept, "score": "frequency"})
+    yield Arm("merge (HC-SMoE)", kept, {"mode": "merge", "experts": kept})
+
+
+def tuned(name: str, layers: int, routed: int) -> Arm:
+    """Return a way with fine-tuning after it."""
+    return Arm(
+        f"{name} + tuned", layers, {"layers": layers, "experts": routed, **WAYS[name], **TUNING}
+    )
 
 
 def drop(model: Any, arm: Arm, which: Sequence[int], place: Path) -> None:
@@ -229,21 +251,22 @@ def main() -> None:
         with options.output.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    for seed in range(options.seeds):
-        for path in options.model:
-            config = AutoModelForCausalLM.from_pretrained(path).config
-            count = getattr(config, "num_experts", None) or config.n_routed_experts
-            if (path.name, "original", 0, 0) not in done and seed == 0:
-                size = open_source(path).parameters_on_disk() * 4
-                add({"model": path.name, "arm": "original", "strength": 0, "seed": 0,
-                     "bytes": size, **score(path), "speed": {}, "errors": []})  # fmt: skip
-            for arm in arms(config.num_hidden_layers, count, config.num_experts_per_tok):
-                if (path.name, arm.name, arm.strength, seed) in done:
-                    continue
-                with tempfile.TemporaryDirectory() as place:
-                    found = run(path, arm, seed, Path(place))
-                add({"model": path.name, "arm": arm.name, "strength": arm.strength,
-                     "seed": seed, **found})  # fmt: skip
+    for path in options.model:
+        if (path.name, "original", 0, 0) not in done:
+            size = open_source(path).parameters_on_disk() * 4
+            add({"model": path.name, "arm": "original", "strength": 0, "seed": 0,
+                 "bytes": size, **score(path), "speed": {}, "errors": []})  # fmt: skip
+    for part, seed, path in itertools.product((core, others), range(options.seeds), options.model):
+        config = AutoModelForCausalLM.from_pretrained(path).config
+        count = getattr(config, "num_experts", None) or config.n_routed_experts
+        for arm in part(config.num_hidden_layers, count, config.num_experts_per_tok):
+            if (path.name, arm.name, arm.strength, seed) in done:
+                continue
+            with tempfile.TemporaryDirectory() as place:
+                found = run(path, arm, seed, Path(place))
+            done.add((path.name, arm.name, arm.strength, seed))
+            add({"model": path.name, "arm": arm.name, "strength": arm.strength,
+                 "seed": seed, **found})  # fmt: skip
     report(lines, options.output)
 
 

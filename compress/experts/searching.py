@@ -77,8 +77,8 @@ class Scorer:
             each = each * mask[:, -each.shape[1] :].to(each.device)
         each = each.double()
         if self.metric == "js-hidden":
-            own = each.shape[1] if mask is None else mask.sum(1).clamp(min=1).to(each)
-            each = each.sum(1) / own
+            real = torch.ones_like(each) if mask is None else mask.to(each)
+            each = each.sum(1) / real.sum(1).clamp(min=1)
         self._sums.setdefault(stream, []).append(each.sum())
 
     def values(self) -> dict[str, float]:
