@@ -29,6 +29,7 @@ _LAZY = {
     "evaluate": "compress.evaluation.evaluate",
     "export": "compress.exporting",
     "report": "compress.reports.compare",
+    "run": "compress.recipes.command",
     "demo": "compress.demonstration",
     "doctor": "compress.diagnosis",
 }
@@ -43,6 +44,7 @@ _ROOMS = {
     "experts",
     "lowrank",
     "numerics",
+    "recipes",
     "reports",
     "sparsity",
     "spectra",

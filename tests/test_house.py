@@ -13,7 +13,7 @@ ROOT = Path(compress.__file__).resolve().parent
 # Left may import right, rooms of one set not each other (DESIGN's arrows).
 ORDER = [
     {"cli"},
-    {"demonstration", "diagnosis", "exporting"},
+    {"demonstration", "diagnosis", "exporting", "recipes"},
     {"study"},
     {"spectra", "sparsity", "experts", "channels", "drought", "lowrank"},
     {"training"},
@@ -21,7 +21,7 @@ ORDER = [
     {"evaluation"},
     {"reports"},
     {"checkpoints", "data"},
-    {"numerics"},
+    {"numerics", "backends"},
 ]
 OPEN = {"errors", "launcher", "progress", "__init__"}  # to all; they import nothing of the house
 EXCEPTIONS = {("sparsity", "spectra")}

@@ -16,6 +16,12 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 _RESUME = "free some space there (finished parts are kept), then run again with --resume"
 
 
+def partial_path(output: str | Path) -> Path:
+    """Return where a run into `output` works: `OUT.partial`, beside the real OUT."""
+    output = Path(output).expanduser().resolve()
+    return output.with_name(output.name + ".partial")
+
+
 @contextlib.contextmanager
 def writing(path: str | Path, hint: str = _RESUME) -> Iterator[None]:
     """Turn a full disk, also one met by safetensors, into a RunError naming `path`.

@@ -25,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from compress.checkpoints.durable import copy_companions, sync, write_json, writing
+from compress.checkpoints.durable import copy_companions, partial_path, sync, write_json, writing
 from compress.errors import RequestError, RunError
 from compress.numerics.ranks import ALONE, Team
 
@@ -38,12 +38,6 @@ __all__ = ["Workspace", "check_output", "copy_companions", "partial_path", "writ
 
 _SCHEMA = 1
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
-
-
-def partial_path(output: str | Path) -> Path:
-    """Return where a run into `output` works: `OUT.partial`, beside the real OUT."""
-    output = Path(output).expanduser().resolve()
-    return output.with_name(output.name + ".partial")
 
 
 def check_output(

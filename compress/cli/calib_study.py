@@ -32,16 +32,6 @@ def _duration(ctx: click.Context, param: click.Parameter, value: str | None) -> 
     return 3600 * hours + 60 * minutes + seconds
 
 
-def _shard(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
-    """Turn "2/4" into (2, 4)."""
-    if value is None:
-        return None
-    parts = re.fullmatch(r"(\d+)/(\d+)", value)
-    if parts is None:
-        raise RequestError(f"`--shard {value}` isn't i/n", "1/4 to 4/4 are the parts of four")
-    return int(parts[1]), int(parts[2])
-
-
 DATA = opt.options(
     option(
         "--calib",
@@ -254,7 +244,7 @@ WORK = opt.options(
            help="sequences run at once"),
     option("--budget", callback=_duration, metavar="TIME",
            help="begin nothing more after 30m, 2h; what is done is balanced"),
-    option("--shard", callback=_shard, metavar="I/N", help="only the I-th of N parts"),
+    option("--shard", callback=opt.shard_of, metavar="I/N", help="only the I-th of N parts"),
     option("--reuse", multiple=True, type=click.Path(), metavar="STUDY",
            help="take equal cells of a study or shard over; repeatable"),
     option("--backend", default="local", show_default=True, metavar="NAME", help="local or ray"),

@@ -94,6 +94,7 @@ COMMANDS: dict[str, Entry] = {
         "compress.cli.evaluate",
     ),
     "report": Entry("Measure", "tables from receipts, one or many", "compress.cli.report"),
+    "run": Entry("Work", "a recipe: steps, grids, resume", "compress.cli.run"),
     "export": Entry("Work", "an edited checkpoint in stock form", "compress.cli.export"),
     "demo": Entry(
         "Work", "the main job on what the package ships; no network", "compress.cli.demo"
@@ -195,7 +196,7 @@ def _shared(argv: Sequence[str]) -> bool:
 
 def _interrupted(argv: Sequence[str]) -> str:
     again = [a for a in argv if a != "--resume"]
-    resumable = "-o" in argv or any(a.startswith("--output") for a in argv)
+    resumable = "-o" in argv or argv[:1] == ["run"] or any(a.startswith("--output") for a in argv)
     hint = f"; continue with: compress {' '.join(again)} --resume" if resumable else ""
     return f"interrupted{hint}"
 

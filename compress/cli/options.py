@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -85,6 +86,18 @@ def number_list(kind: type) -> Callable[[click.Context, click.Parameter, Any], t
         return tuple(numbers)
 
     return read
+
+
+def shard_of(
+    ctx: click.Context, param: click.Parameter, value: str | None
+) -> tuple[int, int] | None:
+    """Turn "2/4" into (2, 4)."""
+    if value is None:
+        return None
+    parts = re.fullmatch(r"(\d+)/(\d+)", value)
+    if parts is None:
+        raise RequestError(f"`--shard {value}` isn't i/n", "1/4 to 4/4 are the parts of four")
+    return int(parts[1]), int(parts[2])
 
 
 def _read_config(ctx: click.Context, param: click.Parameter, value: str | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,19 +43,19 @@ class Session:
 @contextmanager
 def session(as_json: bool, quiet: bool) -> Iterator[Session]:
     """Open the bars for one command, and close them whatever happens."""
-    from compress.reports.progress_bars import ProgressBars
+    from compress.reports.progress_bars import ProgressBars, ProgressFile
 
     _hush_libraries()
     if launcher.rank():  # the first process speaks for all
         as_json, quiet = False, True
+    told = os.environ.get("COMPRESS_PROGRESS")  # a recipe's run asks where its steps stand
     with ProgressBars(quiet=quiet) as bars:
-        yield Session(bars, as_json, quiet)
+        yield Session(ProgressFile(told) if told else bars, as_json, quiet)
 
 
 def _hush_libraries() -> None:
     """Keep the libraries' own bars and advice off the terminal; their errors still come through."""
     import logging
-    import os
     import warnings
 
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -16,7 +16,7 @@ from compress.reports.allocation import allocation_text
 from compress.reports.columns import Column, Verdict, columns, verdicts
 from compress.reports.receipt import SCHEMA, read_json, write_atomic
 from compress.reports.records import encode
-from compress.reports.runs import Run, read_runs
+from compress.reports.runs import Run, listed_rows, read_runs
 from compress.reports.tables import receipt_rows, receipt_table
 
 _FIRST_SETTINGS = ("sparsity", "pattern", "method", "allocation", "metric", "calib", "seed")
@@ -172,6 +172,7 @@ def report(
             `sort`, a file that can't be written, or nothing to draw for `png`.
     """
     given = [paths] if isinstance(paths, (str, Path)) else list(paths)
+    given = _single(given)
     found = _study(given) or _side_by_side(given, sort)
     if png is not None:
         found.draw(png)
@@ -185,9 +186,21 @@ def report(
     return found
 
 
+def _single(paths: list[str | Path]) -> list[str | Path]:
+    """The one receipt of a recipe's run that has only one, told whole; else the paths."""
+    rows = listed_rows(Path(paths[0])) if len(paths) == 1 else None
+    if rows is None:
+        return paths
+    if not rows:
+        raise RequestError(f"no step of `{paths[0]}` measured anything")
+    return [(Path(paths[0]) / rows[0]["receipt"]).parent] if len(rows) == 1 else paths
+
+
 def _study(paths: Sequence[str | Path]) -> Report | None:
     """The one study that is named, if that is all."""
     if len(paths) != 1:
+        return None
+    if listed_rows(Path(paths[0])) is not None:
         return None
     file, data = read_json(paths[0])
     if data.get("command") != "calib-study" or not {"cells", "means"} <= data.keys():

@@ -6,12 +6,15 @@ afterwards stands below them. rich is imported when the first bar is drawn.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
@@ -193,6 +196,30 @@ class ProgressBars:
         # Called by rich's thread, which holds rich's lock: taking ours here could deadlock with
         # stop(); the tuple is replaced whole, so no lock is needed.
         return draw(self._drawn, self._now(), console.width)
+
+
+class ProgressFile:
+    """A Progress that keeps the last report in a small JSON file, for another process to read.
+
+    Args:
+        path: the file; replaced whole, at most twice a second.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = Path(path)
+        self._told = 0.0
+
+    def __call__(self, task: str, done: int, total: int, note: str = "") -> None:
+        """Take in one report of the job."""
+        now = time.monotonic()
+        if now - self._told < 0.5 and done < total:
+            return
+        self._told = now
+        data = {"task": task, "done": done, "total": total, "note": note}
+        beside = self._path.with_name(f"{self._path.name}.{os.getpid()}")
+        with contextlib.suppress(OSError):  # nobody's result depends on it
+            beside.write_text(json.dumps(data), encoding="utf-8")
+            os.replace(beside, self._path)
 
 
 def _can_draw(stream: TextIO) -> bool:

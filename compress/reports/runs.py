@@ -10,8 +10,10 @@ from typing import Any
 
 from compress.errors import RequestError
 from compress.reports.formats import short_names
-from compress.reports.receipt import Receipt, read_items, read_json
+from compress.reports.receipt import FILE_NAME, Receipt, read_items, read_json
 from compress.reports.records import Measures, decode, encode
+
+RUN_NAME = "run.json"
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,11 @@ def read_runs(paths: Sequence[str | Path]) -> list[Run]:
 
 
 def _read(path: Path, name: str) -> Iterator[Run]:
+    listed = listed_rows(path)
+    if listed is not None:
+        for row in listed:
+            yield from _row(path, row)
+        return
     file, data = read_json(path)
     try:
         if "models" in data:
@@ -86,6 +93,32 @@ def _read(path: Path, name: str) -> Iterator[Run]:
             raise RequestError(f"`{file}` isn't a receipt: it has neither `command` nor `models`")
     except ValueError as error:
         raise RequestError(f"`{file}` isn't a receipt: {error}") from error
+
+
+def listed_rows(path: Path) -> list[dict[str, str]] | None:
+    """The rows that a run of a recipe names: "name", "receipt"; None where there is no such run.
+
+    Raises:
+        RequestError: its run.json is damaged or of a newer version.
+    """
+    file = path / RUN_NAME
+    if not file.is_file() or (path / FILE_NAME).is_file():
+        return None
+    data = read_json(file)[1]
+    rows = data.get("rows", [])
+    if not isinstance(rows, list) or not all(
+        isinstance(row, dict) and {"name", "receipt"} <= row.keys() for row in rows
+    ):
+        raise RequestError(f"`{file}` isn't a run as this version reads it")
+    return rows
+
+
+def _row(path: Path, row: Mapping[str, str]) -> Iterator[Run]:
+    """One receipt of a run, under the name that the run gives it."""
+    found = list(_read(path / row["receipt"], row["name"]))
+    for run in found:
+        more = f" {run.name}" if len(found) > 1 else ""
+        yield replace(run, name=f"{row['name']}{more}")
 
 
 def _from_receipt(path: Path, receipt: Receipt, name: str) -> Run:

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from compress.backends import require_backend
 from compress.checkpoints.workspace import check_output
 from compress.errors import RequestError, check_options
 from compress.progress import Progress, silent
 from compress.reports.clock import Clock
 from compress.reports.receipt import Receipt
 from compress.sparsity.preparing import Say
-from compress.study.backends import require_backend
 from compress.study.calibrating import calibrations
 from compress.study.cells import groups_of, of_shard
 from compress.study.preparing import draw_all, open_subject

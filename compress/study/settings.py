@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from compress.backends import BACKENDS
 from compress.errors import Fault, RequestError, near_names, refuse
 from compress.sparsity.patterns import parse_pattern
 from compress.sparsity.settings import ALLOCATIONS, METHODS, AlphaPruneSettings
 from compress.spectra.metrics import METRICS
 
 STATS = ("exact", "dense")
-BACKENDS = ("local", "ray")
 CONTROLS = ("full", "none")
 
 

@@ -1,0 +1,410 @@
+"""A recipe as typed parts: its variables, grid and steps, with every mistake of form told."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from compress.errors import near_names
+from compress.recipes.marks import Mark, Node
+from compress.recipes.mistakes import Mistakes
+from compress.recipes.program import OWN, RESERVED, Program, commands, near_command
+from compress.recipes.reading import Source
+
+SECTIONS = (
+    "about", "vars", "env", "seed", "seeds", "matrix", "defaults", "steps", "report",
+)  # fmt: skip
+KEEPS = ("all", "receipt")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*$")
+_TAKEN = ("logs", "records")
+_LABEL = 40
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step.
+
+    Attributes:
+        name: of the step.
+        program: the command that it runs.
+        argument: what the command works on, or None.
+        options: by the command line's spelling without dashes, defaults worked in.
+        own: names of those that the step itself gives.
+        extra: `with:`, a mapping of further options.
+        needs: steps that must be done before, beside those that it refers to.
+        keep: "all" of its output, or only the "receipt" once nothing else needs it.
+        mark: where it stands.
+    """
+
+    name: str
+    program: Program
+    argument: Node | None
+    options: Mapping[str, Node]
+    own: frozenset[str]
+    extra: Node | None
+    needs: tuple[Node, ...]
+    keep: str
+    mark: Mark
+
+    @property
+    def nodes(self) -> Iterator[Node]:
+        """Everything in it that may hold references."""
+        yield from filter(None, (self.argument, self.extra))
+        yield from self.options.values()
+
+    @property
+    def dry(self) -> bool:
+        """Whether it only plans, and so leaves no output."""
+        node = self.options.get("dry-run")
+        return node is not None and node.value is True
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One dimension of the grid.
+
+    Attributes:
+        name: of the axis.
+        values: plain values, or Nodes to be resolved.
+        labels: how each is called in names of cells, all different.
+        mark: where it stands.
+    """
+
+    name: str
+    values: tuple[Node, ...]
+    labels: tuple[str, ...]
+    mark: Mark
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe whose form is right; what it refers to isn't checked yet.
+
+    Attributes:
+        source: where it was read.
+        about: a line for people.
+        vars, env: by name.
+        axes: of the grid, the seed last.
+        cells: the grid: an index of each axis's values.
+        steps: by name, as written.
+        report: steps whose receipts are the rows of the table; empty takes those that measure.
+        broken: names of steps that aren't in `steps` because of a mistake.
+    """
+
+    source: Source
+    about: str
+    vars: Mapping[str, Node]
+    env: Mapping[str, Node]
+    axes: tuple[Axis, ...]
+    cells: tuple[tuple[int, ...], ...]
+    steps: Mapping[str, Step]
+    report: tuple[str, ...] = ()
+    broken: frozenset[str] = frozenset()
+
+
+def read_parts(source: Source, max_cells: int, mistakes: Mistakes) -> Recipe:
+    """Take a recipe's tree apart; mistakes are collected."""
+    tree = source.tree.value
+    for name, node in tree.items():
+        if name not in SECTIONS:
+            mistakes.add(node.place, f"a recipe has no `{name}:`", near_names(name, SECTIONS))
+    sections = {
+        name: _mapping(tree.get(name), name, mistakes)
+        for name in ("vars", "env", "matrix", "defaults", "steps")
+    }
+    if not sections["steps"]:
+        mistakes.add(source.tree.mark, "the recipe has no `steps:`")
+    programs: dict[str, Program] = {}
+    defaults = _defaults(sections["defaults"], tree.get("seed"), mistakes)
+    axes = list(_axes(sections["matrix"], tree.get("seeds"), mistakes))
+    seeded = any(axis.name == "seed" for axis in axes)
+    steps = {}
+    for name, node in sections["steps"].items():
+        step = _step(name, node, defaults, programs, seeded, mistakes)
+        if step is not None:
+            steps[name] = step
+    _check_defaults(sections["defaults"], steps, mistakes)
+    about = tree.get("about")
+    return Recipe(
+        source,
+        str(about.value) if about else "",
+        sections["vars"],
+        sections["env"],
+        tuple(axes),
+        tuple(_cells(axes, sections["matrix"], max_cells, source, mistakes)),
+        steps,
+        tuple(_report(tree.get("report"), sections["steps"], mistakes)),
+        frozenset(set(sections["steps"]) - set(steps)),
+    )
+
+
+def _mapping(node: Node | None, name: str, mistakes: Mistakes) -> Mapping[str, Node]:
+    if node is None or node.value is None:
+        return {}
+    if not isinstance(node.value, dict):
+        mistakes.add(node.place, f"`{name}` is a mapping of names")
+        return {}
+    return node.value
+
+
+def _defaults(given: Mapping[str, Node], seed: Node | None, mistakes: Mistakes) -> dict[str, Node]:
+    """Options for every step that has them."""
+    found = {name.replace("_", "-"): node for name, node in given.items()}
+    for name, node in found.items():
+        if name in OWN:
+            mistakes.add(node.place, f"`{name}` is the run's own to say")
+    if seed is not None:
+        found.setdefault("seed", seed)
+    return found
+
+
+def _check_defaults(
+    given: Mapping[str, Node], steps: Mapping[str, Step], mistakes: Mistakes
+) -> None:
+    known = {option for step in steps.values() for option in step.program.options} - {*OWN}
+    for name, node in given.items():
+        if known and name.replace("_", "-") not in known and name not in OWN:
+            mistakes.add(node.place, f"no step has an option `{name}`", near_names(name, known))
+
+
+def _step(
+    name: str,
+    node: Node,
+    defaults: Mapping[str, Node],
+    programs: dict[str, Program],
+    seeded: bool,
+    mistakes: Mistakes,
+) -> Step | None:
+    if not _NAME.match(name) or name in _TAKEN:
+        mistakes.add(node.place, f"`{name}` can't name a step: letters, digits, `-`, `_`")
+    if not isinstance(node.value, dict):
+        mistakes.add(node.place, f"step `{name}` is a mapping with `run:`")
+        return None
+    program = _program(name, node, programs, mistakes)
+    if program is None:
+        return None
+    argument, options = None, {}
+    for key, child in node.value.items():
+        spelled = key.lstrip("-").replace("_", "-")
+        if spelled in RESERVED:
+            continue
+        if spelled in program.takes:
+            argument = child
+        elif spelled in OWN:
+            mistakes.add(child.place, f"step `{name}`: `{key}` is the run's own to say")
+        elif spelled in program.options:
+            options[spelled] = child
+        else:
+            mistakes.add(
+                child.place,
+                f"`{key}` isn't an option of {program.name}",
+                program.nearest(spelled),
+            )
+    _check_argument(name, node, program, argument, mistakes)
+    own = frozenset(options)
+    if seeded and "seed" in program.options and "seed" not in options:
+        options["seed"] = Node("${matrix.seed}", node.mark)
+    for key, child in defaults.items():
+        if key in program.options and key not in options:
+            options[key] = child
+    return Step(
+        name,
+        program,
+        argument,
+        options,
+        own,
+        node.value.get("with"),
+        tuple(_list(node.value.get("needs"))),
+        _keep(node.value.get("keep"), mistakes),
+        node.place,
+    )
+
+
+def _program(
+    name: str, node: Node, programs: dict[str, Program], mistakes: Mistakes
+) -> Program | None:
+    run = node.value.get("run")
+    if run is None:
+        mistakes.add(node.place, f"step `{name}` has no `run:`", "such as `run: alpha-prune`")
+        return None
+    if run.value not in commands():
+        mistakes.add(run.mark, f"`{run.value}` isn't a command", near_command(str(run.value)))
+        return None
+    return programs.setdefault(run.value, Program(run.value))
+
+
+def _check_argument(
+    name: str, node: Node, program: Program, argument: Node | None, mistakes: Mistakes
+) -> None:
+    needed = program.argument is not None and program.argument.required
+    if argument is None and needed and "with" not in node.value:
+        mistakes.add(
+            node.place,
+            f"step `{name}` has no `{program.takes[0]}:`, which {program.name} works on",
+        )
+    if argument is not None and isinstance(argument.value, list) and not program.many:
+        mistakes.add(argument.place, f"step `{name}`: {program.name} works on one at a time")
+
+
+def _keep(node: Node | None, mistakes: Mistakes) -> str:
+    if node is None:
+        return "all"
+    if node.value not in KEEPS:
+        mistakes.add(node.mark, f"`keep: {node.value}`", near_names(str(node.value), KEEPS))
+        return "all"
+    return str(node.value)
+
+
+def _list(node: Node | None) -> list[Node]:
+    if node is None:
+        return []
+    return node.value if isinstance(node.value, list) else [node]
+
+
+def _report(node: Node | None, steps: Mapping[str, Node], mistakes: Mistakes) -> Iterator[str]:
+    for child in _list(node):
+        if child.value not in steps:
+            mistakes.add(
+                child.mark, f"there is no step `{child.value}`", near_names(str(child.value), steps)
+            )
+        else:
+            yield str(child.value)
+
+
+def _axes(matrix: Mapping[str, Node], seeds: Node | None, mistakes: Mistakes) -> Iterator[Axis]:
+    for name, node in matrix.items():
+        if name in ("exclude", "include"):
+            continue
+        values = _list(node)
+        if not isinstance(node.value, list):
+            mistakes.add(node.place, f"axis `{name}` is a list of values")
+            continue
+        if not values:
+            mistakes.add(node.place, f"axis `{name}` has no value: the grid has no cell")
+        yield Axis(name, tuple(values), _labels(name, values, mistakes), node.place)
+    if seeds is not None:
+        values = _seeds(seeds, mistakes)
+        if "seed" in matrix:
+            mistakes.add(seeds.place, "`seeds` stands beside an axis `seed`: one is enough")
+        else:
+            labels = tuple(str(v.value) for v in values)
+            yield Axis("seed", tuple(values), labels, seeds.place)
+
+
+def _seeds(node: Node, mistakes: Mistakes) -> list[Node]:
+    """Seeds from how many (from 0 on) or which."""
+    if isinstance(node.value, int) and not isinstance(node.value, bool) and node.value > 0:
+        return [Node(seed, node.mark) for seed in range(node.value)]
+    values = _list(node)
+    if not values or any(not isinstance(v.value, int) or isinstance(v.value, bool) for v in values):
+        mistakes.add(node.place, "`seeds` is how many, or a list of whole numbers")
+        return []
+    return values
+
+
+def _labels(name: str, values: list[Node], mistakes: Mistakes) -> tuple[str, ...]:
+    """What each value is called in the name of a cell."""
+    found: list[str] = []
+    for number, node in enumerate(values):
+        value = node.value
+        if isinstance(value, dict):
+            named = value.get("name")
+            if named is None:
+                mistakes.add(node.mark, f"axis `{name}`: a mapping of settings needs a `name:`")
+            value = named.value if named is not None else number
+        elif isinstance(value, list):
+            value = "+".join(str(child.plain()) for child in value)
+        text = re.sub(r"[^A-Za-z0-9._+@-]+", "-", str(value)).strip("-.")[-_LABEL:] or "none"
+        if text in found and not isinstance(node.value, dict):
+            before = values[found.index(text)]
+            if before.value == node.value:
+                mistakes.add(node.mark, f"axis `{name}` has `{value}` twice")
+            text = f"{text}-{number}"
+        found.append(text)
+    return tuple(found)
+
+
+def _cells(
+    axes: list[Axis],
+    matrix: Mapping[str, Node],
+    max_cells: int,
+    source: Source,
+    mistakes: Mistakes,
+) -> Iterator[tuple[int, ...]]:
+    """The grid without what is excluded, then what is included besides."""
+    total = 1
+    for axis in axes:
+        total *= len(axis.values)
+    if total > 100 * max_cells:  # not to be listed at all
+        _too_many(total, max_cells, matrix, source, mistakes)
+        return
+    excluded = _selections(matrix.get("exclude"), axes, False, mistakes)
+    grid = list(itertools.product(*(range(len(axis.values)) for axis in axes)))
+    cells = [c for c in grid if not any(_matches(c, s) for s in excluded)]
+    for extra in _selections(matrix.get("include"), axes, True, mistakes):
+        whole = tuple(extra[i] for i in range(len(axes)))
+        cells += [whole] if whole not in cells else []
+    if not cells and all(axis.values for axis in axes):
+        place = matrix["exclude"].place if "exclude" in matrix else source.tree.mark
+        mistakes.add(place, "the grid has no cell left")
+    if len(cells) > max_cells:
+        _too_many(len(cells), max_cells, matrix, source, mistakes)
+        return
+    yield from cells
+
+
+def _too_many(
+    count: int, most: int, matrix: Mapping[str, Node], source: Source, mistakes: Mistakes
+) -> None:
+    first = next(iter(matrix.values()), None)
+    place = first.place if first is not None else source.tree.mark
+    mistakes.add(
+        place, f"the grid has {count} cells, more than {most}", f"`--max-cells {count}` allows them"
+    )
+
+
+def _matches(cell: tuple[int, ...], selection: Mapping[int, int]) -> bool:
+    return all(cell[axis] == value for axis, value in selection.items())
+
+
+def _selections(
+    node: Node | None, axes: list[Axis], whole: bool, mistakes: Mistakes
+) -> list[dict[int, int]]:
+    """Cells named by values of axes: {number of the axis: number of its value}."""
+    found = []
+    names = [axis.name for axis in axes]
+    for child in _list(node):
+        if not isinstance(child.value, dict):
+            mistakes.add(child.mark, "a mapping of axes and values is needed")
+            continue
+        selection: dict[int, int] = {}
+        for name, wanted in child.value.items():
+            if name not in names:
+                mistakes.add(wanted.place, f"there is no axis `{name}`", near_names(name, names))
+                continue
+            axis = axes[names.index(name)]
+            options = [_short(value) for value in axis.values]
+            if _short(wanted) not in options:
+                mistakes.add(
+                    wanted.mark,
+                    f"axis `{name}` has no `{_short(wanted)}`",
+                    near_names(str(_short(wanted)), map(str, options)),
+                )
+                continue
+            selection[names.index(name)] = options.index(_short(wanted))
+        if whole and len(selection) < len(axes) and len(selection) == len(child.value):
+            missing = [n for n in names if n not in child.value]
+            mistakes.add(child.mark, f"a cell to include needs every axis: {', '.join(missing)}")
+        elif len(selection) == len(child.value):
+            found.append(selection)
+    return found
+
+
+def _short(node: Node) -> Any:
+    """An axis's value as a selection names it: by its `name:` where it is a mapping."""
+    if isinstance(node.value, dict) and "name" in node.value:
+        return node.value["name"].value
+    return node.plain()
