@@ -9,7 +9,7 @@ from compress.cli import alpha_prune
 from compress.cli.main import COMMANDS, call
 from compress.sparsity.settings import AlphaPruneSettings
 
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+RECIPES = Path(__file__).resolve().parents[2] / "recipes" / "options"
 
 
 @pytest.fixture
