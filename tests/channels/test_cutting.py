@@ -6,10 +6,11 @@ import torch
 import compress
 from compress.channels.costs import counted_macs, measure_costs
 from compress.channels.cutting import cut
-from compress.channels.groups import find_groups
+from compress.channels.groups import KINDS, find_groups
 from compress.channels.masks import Masks
 from compress.channels.stock import make_stock
 from compress.checkpoints.save import save
+from compress.errors import RequestError
 from tests.channels.families import FAMILIES, build, images
 
 
@@ -165,3 +166,32 @@ def test_a_group_without_units_is_refused():
     with pytest.raises(ValueError, match="would keep no unit"):
         cut(model, groups, masks)
     assert compress.channels is not None
+
+
+@pytest.mark.parametrize("family", ["convnext", "convnextv2", "vit", "deit", "beit"])
+def test_streams_are_cut_but_not_exactly(family, tmp_path):
+    """Norms over fewer features compute something else: cut, saved, loaded, and far from masked."""
+    model, example = build(family), images()
+    groups = find_groups(model, example, prune=("streams",))
+    assert groups
+    assert not any(group.exact for group in groups)
+    assert all("is over fewer channels" in group.why for group in groups)
+    masks = random_masks(groups)
+    masked = masked_logits(model, groups, masks, example)
+    cut(model, groups, masks)
+    found = logits(model, example)
+    assert (found - masked).abs().max() / masked.std() > 1e-2
+    save(model, tmp_path / "cut")
+    again = type(model).from_pretrained(tmp_path / "cut", dtype=torch.float64)
+    assert (logits(again, example) - found).abs().max() <= 1e-10
+
+
+def test_streams_that_code_reads_otherwise_stay():
+    """DINOv2's classifier reads its stream twice; Swin merges four neighbours between stages."""
+    with pytest.raises(RequestError, match=r"`dinov2\..*doesn't run without a unit"):
+        find_groups(build("dinov2"), images(), prune=("streams",))
+    assert {group.kind for group in find_groups(build("dinov2"), images(), prune=KINDS)} == {
+        "mlp", "heads", "head-dims"
+    }  # fmt: skip
+    streams = [g for g in find_groups(build("swin"), images(), prune=KINDS) if g.kind == "streams"]
+    assert [group.width for group in streams] == [32]  # the last stage's, which nothing merges
