@@ -38,10 +38,10 @@ def choose_layers(
         pool, count = list(job.layers), len(job.layers)
     else:
         pool, count = candidates(settings.layers, job.layers)
+    if settings.target_bytes is not None and given is None:
+        count = _count_for(job, pool, settings.target_bytes)
     _condense(job, pool, journal, given)
     job.usage = {str(layer.index): journal.row(layer)["usage"] for layer in pool}
-    if settings.target_bytes is not None and given is None:
-        count = _count_for(job, pool, journal, settings.target_bytes)
 
     def search(number: int) -> list[ExpertLayer]:
         if number == len(pool):
@@ -159,7 +159,7 @@ def _recipe(job: Job, given: Plan | None, *, refit: bool) -> Recipe:
     )
 
 
-def _count_for(job: Job, pool: Sequence[ExpertLayer], journal: LayerJournal, target: int) -> int:
+def _count_for(job: Job, pool: Sequence[ExpertLayer], target: int) -> int:
     """Return how many layers must be condensed to bring the weights down to a size.
 
     Raises:
@@ -167,9 +167,7 @@ def _count_for(job: Job, pool: Sequence[ExpertLayer], journal: LayerJournal, tar
     """
     dtype = resolve_dtype(job.settings.dtype) or job.source.dtype
     size = job.source.parameters_on_disk() * dtype.itemsize
-    saved = sorted(
-        (_removed(layer, journal.row(layer)["width"]) * dtype.itemsize for layer in pool),
-    )
+    saved = sorted(_removed(layer, job) * dtype.itemsize for layer in pool)
     for count in range(len(saved) + 1):
         if size - sum(saved[:count]) <= target:
             return max(count, 1)
@@ -180,8 +178,8 @@ def _count_for(job: Job, pool: Sequence[ExpertLayer], journal: LayerJournal, tar
     )
 
 
-def _removed(layer: ExpertLayer, width: int) -> int:
-    """Return how many parameters go with a layer's experts, router and gate."""
-    experts = 3 * layer.count * layer.width * layer.hidden + layer.count * layer.hidden
-    shared = 3 * layer.shared_width * layer.hidden + (layer.hidden if layer.shared_gate else 0)
-    return experts + shared - 3 * width * layer.hidden
+def _removed(layer: ExpertLayer, job: Job) -> int:
+    """Return how many parameters go: experts that aren't kept, the router, a gate not kept."""
+    gone = 3 * (layer.count - job.experts) * layer.width * layer.hidden
+    gate = layer.shared_gate is not None and job.settings.gate != "keep"
+    return gone + layer.count * layer.hidden + (layer.hidden if gate else 0)

@@ -44,6 +44,7 @@ from compress.reports.receipt import Receipt, write_items
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+BEFORE = "before.json"
 USAGE_FILE = "experts.png"
 
 
@@ -121,7 +122,12 @@ def cd_moe_condense(
         if workspace.committed:
             workspace.discard()
             return CondenseResult(_read_back(place, source), Receipt.read(place), Path(place))
-        result = _run(job, given, workspace, Path(place), plan_out, dry_run, say)
+        try:
+            result = _run(job, given, workspace, Path(place), plan_out, dry_run, say)
+        except RequestError:
+            if not (workspace.path / BEFORE).is_file():
+                workspace.discard()  # the request was wrong: there is nothing to resume
+            raise
         if dry_run or output is not None:
             return result
         return result.in_memory(load(place))
@@ -155,7 +161,7 @@ def _run(
     if dry_run:
         workspace.discard()
         return CondenseResult(made)
-    before = measured_once(workspace.path / "before.json", lambda: _score(job, source))
+    before = measured_once(workspace.path / BEFORE, lambda: _score(job, source))
     with peak_memory(job.device) as writing, job.clock("apply"):
         layout = _write(job, chosen, journal, layout, workspace, dtype)
     job.peak_bytes = max(choosing.peak, writing.peak)

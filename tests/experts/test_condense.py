@@ -285,7 +285,7 @@ def test_refused_in_one_line_and_nothing_written(qwen, tmp_path, options, words)
     assert words in f"{found.value.message} {found.value.hint}"
     assert found.value.code == 2
     assert "\n" not in found.value.message
-    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.iterdir())
 
 
 def test_dense_models_and_bare_experts_are_refused(tmp_path):
@@ -349,3 +349,14 @@ def test_paper_stands_for_the_published_procedure():
 def test_the_peak_of_memory_is_stated(qwen, tmp_path):
     done = compress.cd_moe_condense(qwen, tmp_path / "out", batches=BATCHES, layers=1)
     assert done.as_dict()["cost"]["peak_bytes"] > 1_000_000
+
+
+@pytest.mark.parametrize("gate", ["refit", "keep"])
+def test_target_bytes_is_met_by_the_fewest_layers(qwen, tmp_path, gate):
+    """To the parameter: the size of two condensed layers takes two, a byte less takes three."""
+    asked = {"batches": BATCHES, "experts": 1, "shared_gate": gate}
+    two = compress.cd_moe_condense(qwen, tmp_path / "two", layers=2, **asked)
+    size = 4 * two.receipt.after.parameters
+    for target, count in ((size, 2), (size - 1, 3)):
+        done = compress.cd_moe_condense(qwen, dry_run=True, target_bytes=target, **asked)
+        assert len(done.plan.rows) == count
