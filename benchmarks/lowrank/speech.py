@@ -102,7 +102,7 @@ def main() -> None:
     ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     ask.add_argument("--seeds", type=int, default=3)
     ask.add_argument("--arms", default=",".join(ARMS))
-    ask.add_argument("--steps", type=int, default=600)
+    ask.add_argument("--steps", type=int, default=400)
     ask.add_argument("--part", default="0/1", help="i/n: every n-th run, from the i-th")
     ask.add_argument("--work", type=Path, default=cache_directory() / "speech-digits")
     ask.add_argument("--results", type=Path, default=RESULTS)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 
 from compress.calibration.sets import calibration_set
+from compress.calibration.speech import is_speech, speech_batches
 from compress.checkpoints.placement import resolve_dtype
 from compress.checkpoints.source import Source
 from compress.data.batches import given_batches
@@ -108,7 +109,7 @@ def read_calibration(
     progress: Progress,
     more: int = 0,
 ) -> Calibration:
-    """Take the batches given, or read and pack the calibration text.
+    """Take the batches given, or read and pack the calibration text, or recordings.
 
     Args:
         source: the dense model.
@@ -121,6 +122,15 @@ def read_calibration(
     Raises:
         RequestError: sequences above the model's limit, and what `calibration_set` raises.
     """
+    if batches is None and is_speech(source):
+        batches = speech_batches(
+            source,
+            asked.calib,
+            samples=asked.samples + more,
+            seed=asked.seed,
+            resample=request.resample,
+            progress=progress,
+        )
     if batches is not None:
         own, report = given_batches(batches)
         line = header_line("data", f"{report.windows} samples in {len(batches)} batches", "")

@@ -53,12 +53,9 @@ def _factors() -> Callable[[F], F]:
 def _speech() -> Callable[[F], F]:
     heading = SPEECH_HEADING
     return opt.options(
-        _option(heading, "--wer", "DATA,…", "recordings whose word error rate is scored",
-                multiple=True),
         _option(heading, "--sample-rate", "HZ",
                 "samples a second  [default: the preset's or 16000]", type=int),
         _option(heading, "--mels", "N", "log-mel bins  [default: the model's or 80]", type=int),
-        _flag(heading, "--resample", "convert recordings of another rate, don't refuse them"),
         _option(heading, "--max-seconds", "S", "the longest recording  [default: 30]", type=float),
         _flag(heading, "--visual", "join the .npy of visual features beside each recording"),
         _flag(heading, "--drop-short", "leave out recordings too short for their transcript"),
@@ -92,7 +89,7 @@ def _training() -> Callable[[F], F]:
 SCRATCH = opt.options(_factors(), _speech(), _training())
 ONLY: tuple[str, ...] = (
     *("preset", "data", "valid", "tokenizer", "dense", "init", "rank_schedule", "rank_slope"),
-    *("factor_decay", "start", "wer", "sample_rate", "mels", "resample", "max_seconds", "visual"),
+    *("factor_decay", "start", "sample_rate", "mels", "max_seconds", "visual"),
     *("drop_short", "steps", "micro_batch", "lr", "schedule", "warmup", "min_lr", "optimizer"),
     *("weight_decay", "max_grad_norm", "precision", "workers", "log_every", "eval_every"),
     *("save_every", "skip_nonfinite"),
@@ -101,7 +98,7 @@ ONLY: tuple[str, ...] = (
 BOTH: tuple[str, ...] = (
     *("output", "overwrite", "resume", "seed", "device", "dtype", "include", "exclude"),
     *("rank_ratio", "batch_size", "seqlen", "ppl", "tasks", "task_dirs", "limit", "stride"),
-    *("eval_seqlen", "speed", "revision", "token", "trust_remote_code"),
+    *("eval_seqlen", "speed", "wer", "resample", "revision", "token", "trust_remote_code"),
 )
 """Names of the door's other parameters that `train_from_scratch` takes too."""
 _RENAMED = {"init": "factor_init"}

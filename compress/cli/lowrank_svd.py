@@ -211,6 +211,7 @@ STATISTICS = opt.options(
 @STATISTICS
 @opt.REGISTRY
 @opt.EVALUATION
+@opt.SPEECH
 @SCRATCH
 @opt.PLAN
 @opt.RESUME

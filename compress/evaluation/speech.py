@@ -130,9 +130,7 @@ def transcribe(
     progress: Progress = silent,
 ) -> list[str]:
     """Return what a model hears in recordings, in their order; see score_speech."""
-    if hasattr(model, "_get_subsampling_output_length") and model.main_input_name == (
-        "input_features"
-    ):
+    if hears_frames(type(model)):
         store = feature_store(
             recordings,
             processor.feature_extractor,
@@ -148,6 +146,13 @@ def transcribe(
         heard.append(_transcribe_alone(model, processor, recording, hearing))
     progress("transcribe", len(recordings), len(recordings))
     return heard
+
+
+def hears_frames(kind: Any) -> bool:
+    """Whether models of a class read log-mel frames and shorten them, as Parakeet does."""
+    return hasattr(kind, "_get_subsampling_output_length") and kind.main_input_name == (
+        "input_features"
+    )
 
 
 def frame_columns(config: Any) -> dict[str, Any]:

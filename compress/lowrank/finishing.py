@@ -51,7 +51,7 @@ def complete(
     after = score(job, result)
     receipt = _receipt(job, made, facts, result, before, after)
     receipt.write(workspace.result)
-    if after.perplexity or after.tasks:
+    if after.has_items:
         write_items(workspace.result, after.as_items())
     with job.clock("save"):
         workspace.commit()

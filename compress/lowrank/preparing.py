@@ -85,6 +85,9 @@ def open_job(source: Source, settings: LowRankSettings, progress: Progress, cloc
         stride=settings.stride,
         registry=settings.registry,
         seed=settings.seed,
+        wer=settings.wer,
+        resample=settings.resample,
+        limit=settings.limit,
     )
     model = skeleton(source)
     anatomy = read_anatomy(model)

@@ -50,6 +50,8 @@ class LowRankSettings:
         calib, samples, seqlen, batch_size, doc_sampling, select, chat_template, allow_leakage,
             registry: the calibration text, as in alpha-prune.
         ppl, tasks, task_dirs, limit, stride, eval_seqlen, speed: what is scored before and after.
+        wer: recordings on which a speech model's word error rate is scored.
+        resample: convert recordings of another rate than the model's.
         seed, device, dtype: as in every command.
     """
 
@@ -92,6 +94,8 @@ class LowRankSettings:
     stride: int | None = None
     eval_seqlen: int | None = None
     speed: bool = False
+    wer: tuple[str, ...] = ()
+    resample: bool = False
     seed: int = 0
     device: str = "auto"
     dtype: str = "auto"

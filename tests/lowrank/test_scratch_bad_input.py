@@ -170,5 +170,5 @@ def test_the_command_says_it_in_one_line(config, data, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
     assert call([*line.split(), "--calib", "demo", "-o", str(tmp_path / "out")]) == 2
     assert "`--calib` can't act with `--from-scratch`" in capsys.readouterr().err
-    assert call(["lowrank-svd", str(config), "--wer", str(data), "--init", "svd"]) == 2
+    assert call(["lowrank-svd", str(config), "--init", "svd"]) == 2
     assert "`--from-scratch` alone" in capsys.readouterr().err

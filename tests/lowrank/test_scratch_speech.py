@@ -93,6 +93,8 @@ def test_training_reduces_the_loss_and_the_model_hears(learned):
     assert rate["value"] < 0.2
     assert rate["utterances"] == 12
     assert receipt["training"]["objective"] == "ctc"
+    entries = map(json.loads, (learned.output / "metrics.jsonl").read_text().splitlines())
+    assert all(entry["update_norm"] > 0 for entry in entries if "loss" in entry)
 
 
 def test_the_receipt_and_the_plan_tell_the_ranks(learned):
@@ -154,6 +156,35 @@ print(type(model.encoder.layers[0].self_attn.q_proj).__name__)
         thin = compress.load(learned.output)(features).logits
         whole = compress.load(tmp_path / "stock")(features).logits
     torch.testing.assert_close(thin, whole, atol=1e-4, rtol=1e-4)
+
+
+def test_a_trained_recogniser_is_factored_on_recordings(learned, sets, tmp_path):
+    """The methods after training calibrate and score on audio as they do on text."""
+    compress.export(learned.output, tmp_path / "stock", to="stock")
+    found = compress.lowrank_svd(
+        tmp_path / "stock", tmp_path / "out", keep=0.9, method="whiten",
+        calib=str(sets / "train"), samples=8, wer=str(sets / "test"),
+    ).as_dict()  # fmt: skip
+    assert found["after"]["parameters"] < found["before"]["parameters"]
+    assert found["after"]["wer"].keys() == found["before"]["wer"].keys()
+    assert {"difference", "p"} <= set(next(iter(found["comparison"]["wer"].values())))
+    with pytest.raises(compress.errors.RequestError, match="is no path, and speech is read"):
+        compress.lowrank_svd(tmp_path / "stock", tmp_path / "no", keep=0.9, calib="c4")
+
+
+def test_the_calibration_batches_are_single_recordings(learned, sets):
+    from compress.calibration.speech import speech_batches
+    from compress.checkpoints.source import open_source
+
+    source = open_source(learned.output)
+    batches = speech_batches(source, str(sets / "train"), samples=5, seed=3)
+    again = speech_batches(source, str(sets / "train"), samples=5, seed=3)
+    assert [b.keys() for b in batches] == [{"input_features"}] * 5
+    assert all(b["input_features"].shape[::2] == (1, 20) for b in batches)
+    assert len({b["input_features"].sum().item() for b in batches}) == 5
+    assert all(
+        torch.equal(a["input_features"], b["input_features"]) for a, b in zip(batches, again)
+    )
 
 
 def test_batches_and_padding_change_no_transcript(learned, sets, monkeypatch):

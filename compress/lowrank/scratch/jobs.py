@@ -23,12 +23,15 @@ from compress.lowrank.scratch.factors import low_rank_layers
 from compress.lowrank.scratch.losses import mean_ctc_loss
 from compress.lowrank.scratch.rows import GroupedPositions, SpeechCollator, SpeechRows, fitting
 from compress.lowrank.scratch.settings import ScratchSettings
+from compress.lowrank.scratch.watching import UpdateNorms
 from compress.reports import formats as fmt
 from compress.reports.headers import header_line
 from compress.training import telling
+from compress.training.arguments import log_every
 from compress.training.feeding import Feed, tokens_trained
 from compress.training.losses import MeanLoss
 from compress.training.preparing import Job
+from compress.training.trainer import GradientObserver
 
 _SETS = "speech.json"
 _VALIDATED = 512  # recordings of --valid that are scored during a run
@@ -85,8 +88,15 @@ class LowRankJob(Job):
     def feed(self, place: Path) -> Feed:
         """Return what was read as the Trainer takes it, the factors' decay set."""
         found = super().feed(place)
-        found.ready = self.ready
+        found.ready, found.observers = self.ready, self.observers()
         return found
+
+    def observers(self) -> tuple[GradientObserver, ...]:
+        """Watch how far the products move, where they are whole."""
+        thin = bool(low_rank_layers(self.model)) and not (
+            self.settings.fsdp or self.settings.deepspeed
+        )
+        return (UpdateNorms(log_every(self.settings)),) if thin else ()
 
     def ready(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Set the factors' decay."""
@@ -225,4 +235,11 @@ class SpeechJob(LowRankJob):
                 size = 4 * self.arrangement.micro
                 return {"valid": mean_ctc_loss(model, rows["valid"], device, size, _VALIDATED)}
 
-        return Feed(dataset, SpeechCollator(), tokens_trained(dataset), validate, ready=self.ready)
+        return Feed(
+            dataset,
+            SpeechCollator(),
+            tokens_trained(dataset),
+            validate,
+            self.observers(),
+            self.ready,
+        )
