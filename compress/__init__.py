@@ -25,6 +25,8 @@ _LAZY = {
     "train_spam": "compress.training.command",
     "train_meap": "compress.training.command",
     "train_mixln": "compress.training.command",
+    "train_side": "compress.drought.command",
+    "predict_side": "compress.drought.predicting",
     "inspect": "compress.spectra.inspect",
     "evaluate": "compress.evaluation.evaluate",
     "export": "compress.exporting",
@@ -67,4 +69,15 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *_LAZY, *_ROOMS})
 
 
+def _know_drought_config() -> None:
+    importlib.import_module("compress.drought.registering").register_config()
+
+
+def _know_drought_model() -> None:
+    importlib.import_module("compress.drought.registering").register_model()
+
+
 _hook.install()
+_auto = "transformers.models.auto"
+_hook.when_imported(f"{_auto}.configuration_auto", "AutoConfig", _know_drought_config)
+_hook.when_imported(f"{_auto}.modeling_auto", "AutoModel", _know_drought_model)

@@ -189,6 +189,8 @@ def _not_a_matrix(weight: _Weight, experts: Mapping[str, int]) -> str | None:
     if isinstance(owner, _CONVOLUTIONS):
         depthwise = owner.groups == owner.in_channels > 1
         return "a depthwise convolution" if depthwise else "a convolution kernel"
+    if isinstance(owner, nn.RNNBase):
+        return f"a recurrent matrix {list(shape)} of {type(owner).__name__}, run step by step"
     if isinstance(owner, nn.MultiheadAttention | NonDynamicallyQuantizableLinear):
         return "used by torch's own attention, not by a layer of its own"
     if not (is_linear(owner) or isinstance(owner, Conv1D)) or weight.leaf != "weight":

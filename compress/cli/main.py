@@ -79,6 +79,11 @@ COMMANDS: dict[str, Entry] = {
         "compress.cli.train_mixln",
         shared=True,
     ),
+    "train-side": Entry(
+        "Train",
+        "drought severity and impact from texts and measurements",
+        "compress.cli.train_side",
+    ),
     "calib-study": Entry(
         "Measure", "which calibration data prunes best", "compress.cli.calib_study"
     ),

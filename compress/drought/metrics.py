@@ -259,10 +259,18 @@ def class_scores(truth: np.ndarray, called: np.ndarray) -> dict[str, float]:
     }
 
 
+def class_hits(truth: np.ndarray, called: np.ndarray) -> tuple[float, float]:
+    """How many were rightly called, and the number of true ones plus that of called ones."""
+    return float((truth & called).sum()), float(truth.sum() + called.sum())
+
+
+def f1(hits: float, total: float) -> float:
+    """F1 from `class_hits`; 0 where nothing was there and nothing called."""
+    return 2 * float(hits) / float(total) if total else 0.0
+
+
 def _f1(truth: np.ndarray, called: np.ndarray) -> float:
-    hit = float((truth & called).sum())
-    total = float(truth.sum() + called.sum())
-    return 2 * hit / total if total else 0.0
+    return f1(*class_hits(truth, called))
 
 
 def best_threshold(truth: np.ndarray, chance: np.ndarray) -> float:

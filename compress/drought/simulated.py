@@ -1,9 +1,9 @@
 """A made-up data set in which texts announce later change, so that what a model finds is known.
 
-SIMULATED: no place, report or figure in it is real. Each week a text announces, by one of its
-words, by how much the index will change between three and four weeks later. Announced changes are
-independent of each other, so the series' own past tells nothing about its future: persistence is
-the best estimate without texts. Impacts follow the index and the announcements.
+SIMULATED: no place, report or figure in it is real. The index moves by independent steps, so its
+own past tells nothing about its future: persistence is the best estimate without texts. Each week
+one text tells, by its words, in which of seven ranges the change over the next four weeks lies.
+Impacts follow the index and the announcements.
 """
 
 from __future__ import annotations
@@ -20,13 +20,16 @@ import numpy as np
 
 from compress.errors import RequestError
 
-LAG = 4  # weeks from an announcement to the map that has the change
-STEPS = (-6.0, -3.0, 0.0, 3.0, 6.0)  # DSCI points
+LAG = 4  # weeks that an announcement looks ahead
+STEPS = (-2.0, -1.0, 0.0, 1.0, 2.0)
+SPREAD = 60.0  # deviation of the index at the end, so that 0 and 500 stay out of reach
 WORDS = (
     ("soaking", "rivers swell and fields are muddy"),
-    ("showers", "some relief for farms"),
+    ("rainy", "creeks run high again"),
+    ("showery", "some relief for farms"),
     ("calm", "little to tell from the valley"),
     ("dusty", "pastures turn brown"),
+    ("thirsty", "trucks bring water to the hills"),
     ("parched", "wells fail and herds are sold"),
 )
 _FRAMES = (
@@ -86,7 +89,10 @@ class Simulated:
 
 
 def simulate(
-    weeks: int = 520, regions: Sequence[str] = ("SIM-A", "SIM-B"), seed: int = 0, lag: int = LAG
+    weeks: int = 420,
+    regions: Sequence[str] = ("SIM-A", "SIM-B", "SIM-C", "SIM-D", "SIM-E", "SIM-F"),
+    seed: int = 0,
+    lag: int = LAG,
 ) -> Simulated:
     """Make a set.
 
@@ -94,7 +100,7 @@ def simulate(
         weeks: of each place.
         regions: names of the places; they begin with SIM.
         seed: of every draw.
-        lag: weeks from an announcement to the map that has the change.
+        lag: weeks that an announcement looks ahead.
 
     Returns:
         The set; texts have ordinary words among those that announce, and records without news.
@@ -103,16 +109,23 @@ def simulate(
     start = date(2010, 1, 5)  # a Tuesday
     for number, place in enumerate(regions):
         rng = np.random.Generator(np.random.Philox(key=[seed, number]))
-        announced = rng.integers(0, len(STEPS), size=weeks)
-        change = np.zeros(weeks)
-        change[lag:] = np.array(STEPS)[announced[: weeks - lag]]
-        index = np.clip(250 + np.cumsum(change), 20, 480)
+        steps = np.array(STEPS)[rng.integers(0, len(STEPS), size=weeks + lag)]
+        walk = 250 + np.cumsum(SPREAD / np.sqrt(2 * weeks) * steps)
+        ahead = walk[lag:] - walk[:-lag]
+        announced = np.searchsorted(_ranges(ahead), ahead)
+        index = np.clip(walk[:weeks], 5, 495)
         for week in range(weeks):
             day = start + timedelta(days=7 * week)
+            told = int(announced[week])
             series.append(_row(place, day, float(index[week])))
-            texts += _texts(rng, place, day, int(announced[week]), (place, week))
-            impacts += _impacts(rng, place, day, float(index[week]), int(announced[week]))
+            texts += _texts(rng, place, day, told, f"{number:02d}{week:04d}")
+            impacts += _impacts(rng, place, day, float(index[week]), told)
     return Simulated(tuple(series), tuple(texts), tuple(impacts))
+
+
+def _ranges(changes: np.ndarray) -> np.ndarray:
+    """Borders of seven ranges of a change, in deviations of it."""
+    return np.array([-1.4, -0.8, -0.3, 0.3, 0.8, 1.4]) * changes.std()
 
 
 def _row(place: str, day: date, index: float) -> dict[str, Any]:
@@ -133,12 +146,12 @@ def _profile(shift: float) -> np.ndarray:
 
 
 def _texts(
-    rng: np.random.Generator, place: str, day: date, announced: int, at: tuple[str, int]
+    rng: np.random.Generator, place: str, day: date, announced: int, number: str
 ) -> list[dict[str, Any]]:
     word, tail = WORDS[announced]
     found = []
     said = _FRAMES[int(rng.integers(len(_FRAMES)))].format(word=word, place=place, tail=tail)
-    lines = [said, *(_NOISE[i].format(place=place) for i in np.flatnonzero(rng.random(3) < 0.3))]
+    lines = [said, *(_NOISE[i].format(place=place) for i in np.flatnonzero(rng.random(3) < 0.2))]
     for line in lines:
         published = day - timedelta(days=int(rng.integers(1, 7)))
         found.append(
@@ -146,7 +159,7 @@ def _texts(
                 "region": place,
                 "published_at": published.isoformat(),
                 # each is another record: a number keeps them from being taken for reposts
-                "text": f"{line} (no. {at[1]}-{int(rng.integers(1_000_000))})",
+                "text": f"{line} #{number}{int(rng.integers(1_000_000)):06d}",
                 "source": "social",
                 "simulated": True,
             }
@@ -159,7 +172,7 @@ def _impacts(
 ) -> list[dict[str, Any]]:
     found = []
     for number, kind in enumerate(KINDS):
-        rate = np.exp(-1.5 + (index - 250) / 80 + 0.5 * (announced - 2) - 0.3 * number)
+        rate = np.exp(-1.5 + (index - 250) / 80 + 0.4 * (announced - 3) - 0.3 * number)
         value = int(rng.poisson(min(rate, 50.0)))
         if value:
             reported = (day - timedelta(days=int(rng.integers(1, 7)))).isoformat()

@@ -131,15 +131,13 @@ def join(
             week of drought; categories of impact that never occur in the training weeks alone
             don't count as an error and are left out.
     """
-    regions = list(series.regions)
-    for region in regions:
+    for region in series.regions:
         _long_enough(region, context, max(horizons))
-    days = np.concatenate([r.days for r in regions])
-    number = np.repeat(np.arange(len(regions)), [len(r.days) for r in regions])
+    days = np.concatenate([r.days for r in series.regions])
     part = split.part_of(days)
-    starts = np.cumsum([0, *(len(r.days) for r in regions)])
+    starts = np.cumsum([0, *(len(r.days) for r in series.regions)])
     valid, purged = [], np.zeros(len(horizons), dtype=np.int64)
-    for i, region in enumerate(regions):
+    for i, region in enumerate(series.regions):
         rows = slice(starts[i], starts[i + 1])
         fine, gone = valid_samples(part[rows], ~region.filled, horizons, context, embargo)
         if transfer_to:
@@ -147,14 +145,47 @@ def join(
             fine &= ((part[rows] == TEST) == only_test)[:, None]
         valid.append(fine)
         purged += gone
+    table = assemble(
+        series, texts, impacts, part, np.concatenate(valid),
+        horizons=horizons, context=context, target=target, purged=purged,
+    )  # fmt: skip
+    _check_parts(table)
+    return table
+
+
+def assemble(
+    series: Series,
+    texts: Texts,
+    impacts: Impacts | None,
+    part: np.ndarray,
+    valid: np.ndarray,
+    *,
+    horizons: Sequence[int],
+    context: int,
+    target: str,
+    purged: np.ndarray | None = None,
+    categories: Sequence[str] | None = None,
+) -> WeekTable:
+    """Build the table once it is settled which rows are samples.
+
+    Args:
+        series, texts, impacts, horizons, context, target: as in `join`.
+        part: of each row [W].
+        valid: which (row, horizon) are samples [W, H].
+        purged: by horizon; zeros unless given.
+        categories: of impact; those of training weeks unless given.
+    """
+    regions = list(series.regions)
+    days = np.concatenate([r.days for r in regions])
     cumulative = np.concatenate([r.cumulative for r in regions])
     index = cumulative.sum(axis=1)
     worst = worst_category(cumulative) if series.has_classes else np.zeros(len(days), np.int64)
-    values, known, categories = _impacts_of(impacts, regions, part, index)
+    values, known, names = _impacts_of(impacts, regions, part, categories)
+    starts = np.cumsum([0, *(len(r.days) for r in regions)])
     link_text, link_row = _links(texts, regions, starts)
-    table = WeekTable(
+    return WeekTable(
         regions=tuple(r.name for r in regions),
-        region=number,
+        region=np.repeat(np.arange(len(regions)), np.diff(starts)),
         days=days,
         severity=index if target == "dsci" else worst.astype(np.float64),
         dsci=index,
@@ -163,19 +194,17 @@ def join(
         physical_names=_names(series),
         impacts=values,
         impacts_known=known,
-        categories=categories,
+        categories=names,
         texts=texts,
         link_text=link_text,
         link_row=link_row,
         part=part,
         horizons=tuple(horizons),
         context=context,
-        valid=np.concatenate(valid),
-        purged=purged,
+        valid=valid,
+        purged=np.zeros(len(horizons), np.int64) if purged is None else purged,
         target=target,
     )
-    _check_parts(table)
-    return table
 
 
 def _long_enough(region: Region, context: int, horizon: int) -> None:
@@ -214,14 +243,23 @@ def season(days: np.ndarray) -> np.ndarray:
 
 
 def _impacts_of(
-    impacts: Impacts | None, regions: Sequence[Region], part: np.ndarray, index: np.ndarray
+    impacts: Impacts | None,
+    regions: Sequence[Region],
+    part: np.ndarray,
+    wanted: Sequence[str] | None,
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """Weekly impacts of all rows; categories that training weeks never saw are left out."""
     if impacts is None:
-        return np.zeros((len(part), 0)), np.zeros(len(part), dtype=bool), ()
+        names = tuple(wanted or ())
+        return np.zeros((len(part), len(names))), np.zeros(len(part), dtype=bool), names
     found = [weekly(impacts, region.name, region.days) for region in regions]
     values = np.concatenate([v for v, _ in found])
     known = np.concatenate([k for _, k in found])
+    if wanted is not None:
+        at = {name: i for i, name in enumerate(impacts.categories)}
+        none = np.zeros(len(part))
+        chosen = [values[:, at[name]] if name in at else none for name in wanted]
+        return np.stack(chosen, axis=1) if chosen else values[:, :0], known, tuple(wanted)
     seen = (values[(part == TRAIN) & known] > 0).any(axis=0)
     if not seen.any():
         raise RequestError(

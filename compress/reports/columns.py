@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from compress.numerics.significance import LEVEL, Test, holm, matched, mean_of, paired, unpaired
 from compress.reports import formats as fmt
@@ -58,6 +58,8 @@ def columns(runs: Sequence[Run]) -> list[Column]:
         found.append(_tasks_column(tasks, f"tasks (mean of {len(tasks)})"))
     else:
         found += [_tasks_column([task], task) for task in tasks]
+    horizons = list(dict.fromkeys(h for run in runs for h in _skill(run)))
+    found += [_skill_column(h) for h in horizons]
     sizes: list[tuple[str, Callable[[Run], float | None], Sequence[str]]] = [
         ("non-zero", lambda r: r.after.nonzero, fmt.COUNT_UNITS),
         ("on disk", lambda r: r.after.bytes, fmt.BYTE_UNITS),
@@ -68,6 +70,24 @@ def columns(runs: Sequence[Run]) -> list[Column]:
         if len({v for run in runs if (v := value(run)) is not None}) > 1:
             found.append(_size_column(title, value, units, runs))
     return found
+
+
+def _skill(run: Run) -> Mapping[str, Any]:
+    """Skill by horizon, of an estimator's run."""
+    return (run.receipt.extra.get("skill") if run.receipt else None) or {}
+
+
+def _skill_column(horizon: str) -> Column:
+    """Skill against persistence at one horizon; its intervals aren't paired, so it isn't tested."""
+
+    def value(run: Run) -> float | None:
+        return _skill(run).get(horizon, {}).get("skill")
+
+    def show(run: Run) -> str:
+        found = value(run)
+        return "" if found is None else fmt.signed(found, 3)
+
+    return Column(f"skill {horizon}", value, show, smaller=False)
 
 
 def _perplexity_column(spec: str, title: str) -> Column:

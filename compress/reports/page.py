@@ -80,6 +80,7 @@ def lines_svg(
     *,
     thick: str = "",
     label: str = "lines by block",
+    x_label: str = "block",
 ) -> str:
     """A line for each series over the blocks, values that aren't finite left out.
 
@@ -89,6 +90,7 @@ def lines_svg(
         show: a value as text.
         thick: the series that is drawn thick.
         label: what the picture is, for readers that can't see it.
+        x_label: what the blocks are.
     """
     low, high = span([value for line in series.values() for value in line])
     left, top, wide, tall = 90, 10, 640, 260
@@ -117,14 +119,15 @@ def lines_svg(
         marks.append(f'<path d="M{left + wide + 20},{key}h26" {look}/>')
         marks.append(svg_text(left + wide + 52, key + 4, name))
     marks += block_labels(blocks, lambda i: left + i * step, top + tall + 16)
-    marks.append(svg_text(left + wide / 2, top + tall + 34, "block", "middle"))
+    marks.append(svg_text(left + wide / 2, top + tall + 34, x_label, "middle"))
     height = max(top + tall + 42, top + 20 + len(series) * 20)
     return svg(left + wide + 220, height, marks, label)
 
 
 def block_labels(blocks: Sequence[str], x_of: Callable[[int], float], y: float) -> list[str]:
     """Names of blocks under a picture, so many as there is room for."""
-    every = max(1, math.ceil(len(blocks) / 16))
+    longest = max(map(len, blocks), default=1)
+    every = max(1, math.ceil(len(blocks) / (16 if longest < 6 else 8)))
     return [svg_text(x_of(i), y, blocks[i], "middle") for i in range(0, len(blocks), every)]
 
 

@@ -41,6 +41,7 @@ def receipt_rows(receipt: Receipt) -> list[Row]:
         *_perplexity_rows(receipt, before, after),
         *_task_rows(receipt, before, after),
         *_other_quality_rows(before, after),
+        *_skill_rows(receipt.extra.get("skill") or {}),
         *_size_rows(before, after),
         *_speed_rows(before, after),
     ]
@@ -174,6 +175,24 @@ def _other_quality_rows(before: Measures, after: Measures) -> list[Row]:
                 note = "" if error is None or key == "top5" else f"(± {error:.3f})"
                 old_text, new_text = ("" if v is None else f"{v:.3f}" for v in (a, b))
                 rows.append(Row(f"{name} {short[spec]}", old_text, new_text, _moved(a, b), note))
+    return rows
+
+
+def _skill_rows(skill: Mapping[str, Any]) -> list[Row]:
+    """Errors of an estimator by horizon, beside those of persistence, and its skill against it."""
+    rows = []
+    for h, row in skill.items():
+        low, high = row["ci95"]
+        certain = f"(95 %: {fmt.signed(low, 3)} … {fmt.signed(high, 3)}) {row.get('verdict', '')}"
+        rows.append(
+            Row(
+                f"MAE, {h} weeks; persistence {fmt.quality(row['persistence_mae'])}",
+                "",
+                fmt.quality(row["mae"]),
+                f"skill {fmt.signed(row['skill'], 3)}",
+                certain.rstrip(),
+            )
+        )
     return rows
 
 
