@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from compress.checkpoints.census import census
 from compress.checkpoints.placement import resolve_device
@@ -199,7 +200,8 @@ def _train(
     workspace: Workspace,
 ) -> Fit:
     settings, table = job.settings, job.data.table
-    model = new_model(config, statistics.prior, settings.impact_loss, seed).to(job.device)
+    model = new_model(config, statistics.prior, settings.impact_loss, seed)
+    torch.nn.Module.to(model, job.device)
     name = "train" if settings.seeds == 1 else f"train, seed {seed}"
     return fit(
         model, inputs, table.anchors(TRAIN), table.anchors(VAL), settings.fit_options(), seed,

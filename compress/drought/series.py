@@ -190,6 +190,6 @@ def _on_grid(
             "give the part before or after",
         )
     grid = np.arange(days[0], days[-1] + 1, WEEK)
-    at = np.searchsorted(days, grid, side="right") - 1
-    rows = np.array([weeks[int(day)] for day in days])[at]
+    newest = np.searchsorted(days, grid, side="right") - 1
+    rows = np.array([weeks[int(day)] for day in days])[newest]
     return Region(name, grid, cumulative[rows], extra[rows], ~np.isin(grid, days))

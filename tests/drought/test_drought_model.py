@@ -231,7 +231,6 @@ def test_the_losses_are_the_definition(files):
 
 
 def test_words_of_later_texts_fit_nothing(files):
-    series, texts, impact = files
     data = data_of(files)
     train = [t.text for t in data.texts.items if t.day < data.split.val_from]
     one = HashedText.fit(train)
