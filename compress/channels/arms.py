@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -84,6 +85,7 @@ def choose_masks(job: Job, name: str, place: Path, say: Say) -> Arm:
         masks, prompt, told["search"] = search_masks(job, target_of(job), place / "search", say)
     else:
         masks = choose(job, scores_of(job, name), name)
+    masks = masks_from(job, job.team.from_first(lambda: kept_units(masks)))  # timings may differ
     told["choose_seconds"] = time.perf_counter() - begin
     if prompt is not None:
         prompt.save(place)
@@ -156,7 +158,7 @@ def _grown(job: Job, dense: PreTrainedModel, masks: list[Tensor], place: Path) -
     file = place / "grown.safetensors"
     if not file.is_file():
         grow(job, dense, masks)
-        partial = file.with_suffix(".partial")
+        partial = file.with_suffix(f".{os.getpid()}.partial")
         save_file({k: v.contiguous() for k, v in dense.state_dict().items()}, partial)
         partial.replace(file)
     dense.load_state_dict(load_file(file, device=str(job.device)))

@@ -15,6 +15,7 @@ import torch
 from compress.channels.arms import TOLERANCE, Arm, choose_masks, kept_units, masks_from, run_arm
 from compress.channels.costs import counted_macs
 from compress.channels.measuring import Latency, time_networks
+from compress.channels.passing import adapt
 from compress.channels.preparing import Job, Say, open_job
 from compress.channels.result import (
     PruneResult,
@@ -23,6 +24,7 @@ from compress.channels.result import (
     draw_widths,
     plan_rows,
 )
+from compress.channels.scratch import check_start, dense_start
 from compress.channels.selecting import kept_counts
 from compress.channels.settings import NAMES, PruneSettings
 from compress.channels.stock import make_stock
@@ -33,11 +35,12 @@ from compress.checkpoints.placement import resolve_dtype
 from compress.checkpoints.plan import Plan, read_plan
 from compress.checkpoints.save import copy_companions, load, on_disk, writing
 from compress.checkpoints.source import Source, open_source
-from compress.checkpoints.workspace import Workspace, check_output
+from compress.checkpoints.workspace import Workspace, check_output, partial_path
 from compress.errors import RequestError, RunError, check_options
 from compress.evaluation.accuracy import accuracy
 from compress.evaluation.asked import measured_once
 from compress.evaluation.measures import Measures, compare
+from compress.numerics.ranks import joined
 from compress.progress import Progress, silent
 from compress.reports.clock import Clock
 from compress.reports.headers import header_line
@@ -54,7 +57,7 @@ _SPACE = "free some space there, then go on with --resume"
 
 
 def pass_prune(
-    model: str | Path | PreTrainedModel,
+    model: str | Path | PreTrainedModel | None = None,
     output: str | Path | None = None,
     *,
     plan: str | Path | Plan | None = None,
@@ -72,7 +75,8 @@ def pass_prune(
     """Remove channels, heads and MLP units from a vision network.
 
     Args:
-        model: a local directory, a Hub id, or a model in memory (which stays as it is).
+        model: a local directory, a Hub id, or a model in memory (which stays as it is); None with
+            `preset`, whose network is trained first, into `OUTPUT-dense`.
         output: the directory to make; None gives the cut model in `result.model`.
         plan: a plan or plan file whose units are kept; nothing is chosen then.
         plan_out: where to save the plan as well.
@@ -96,6 +100,14 @@ def pass_prune(
     settings = PruneSettings(**options).resolved()
     clock = Clock()
     with contextlib.ExitStack() as stack:
+        team = stack.enter_context(joined(settings.device))
+        if not team.first:
+            progress, say = silent, (lambda text: None)
+        if model is None or settings.preset is not None:
+            check_start(model, settings, output, dry_run)
+            with clock("dense"):
+                model = dense_start(settings, Path(str(output)), team, resume, progress, say)
+            resume = resume and team.from_first(partial_path(str(output)).exists)
         path = model if isinstance(model, str | Path) else on_disk(model, None, stack)
         source = open_source(
             path, revision=revision, token=token, trust_remote_code=trust_remote_code
@@ -105,7 +117,7 @@ def pass_prune(
         place = Path(output) if output is not None and not dry_run else _scratch(stack)
         check_output(place, overwrite=overwrite or resume, source=source.directory)
         with clock("load"):
-            job = open_job(source, settings, progress, clock)
+            job = open_job(source, settings, progress, clock, team)
         say(describe_model(job))
         say(describe_data(job))
         given = _given(job, plan)
@@ -114,12 +126,15 @@ def pass_prune(
                 place,
                 overwrite=overwrite,
                 resume=resume,
-                fingerprint=_fingerprint(job, given),
+                fingerprint=_fingerprint(job, given) if team.first else None,
                 source=source.directory,
+                team=team,
             )
         )
         if workspace.committed:
-            workspace.discard()
+            if team.first:
+                workspace.discard()
+            team.wait()
             return PruneResult(_read_back(place, source), Receipt.read(place), Path(place))
         result = _run(job, given, workspace, Path(place), plan_out, dry_run, say)
         if dry_run or output is not None:
@@ -138,6 +153,9 @@ def _run(
 ) -> PruneResult:
     """Choose, cut and train in the workspace, and put the result in place."""
     own, place = job.settings.method, workspace.path / "methods"
+    if job.settings.new_head:
+        with job.clock("new head"):
+            adapt(job, workspace.path / "new-head", say)
     with job.clock("choose"):
         if given is not None:
             arm = Arm(own, masks_from(job, [row["keep"] for row in given.rows]))
@@ -145,16 +163,20 @@ def _run(
             arm = choose_masks(job, own, place / own, say)
     made = Plan(COMMAND, job.source.digest(), plan_rows(job.groups, arm.masks), _plan_options(job))
     say(_describe_plan(job, arm))
-    if plan_out is not None:
+    if plan_out is not None and job.team.first:
         made.write(Path(plan_out))
     if dry_run:
-        workspace.discard()
+        if job.team.first:
+            workspace.discard()
         return PruneResult(made)
     before = measured_once(workspace.path / "before.json", lambda: _before(job))
     arms = {own: run_arm(job, arm, place / own, say)}
     arms |= _baselines(job, arm, place, say)
     network = arms[own].model
     assert network is not None
+    if not job.team.first:
+        job.team.wait()
+        return PruneResult(made, None, output)
     with job.clock("save"):
         stock = _write(job, network, arms[own], workspace)
         made.write(workspace.result / PLAN_FILE)
@@ -168,6 +190,7 @@ def _run(
         write_items(workspace.result, after.as_items())
     with job.clock("save"):
         workspace.commit()
+    job.team.wait()
     return PruneResult(made, receipt, output, None, before, after)
 
 

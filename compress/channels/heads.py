@@ -1,19 +1,14 @@
-"""A classifier for other classes: the last layer anew, and the network trained to use it."""
+"""A classifier for other classes: the last layer anew."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from compress.channels.tuning import Tuned, TuneSettings, tune
-from compress.data.images import Augmentation, ImageData
 from compress.errors import RequestError
-from compress.numerics.ranks import ALONE, Team
-from compress.progress import Progress, silent
 
 
 def replace_head(model: Any, classes: Sequence[str], seed: int = 0) -> list[str]:
@@ -61,38 +56,3 @@ def replace_head(model: Any, classes: Sequence[str], seed: int = 0) -> list[str]
     config.label2id = {name: number for number, name in enumerate(classes)}
     model.num_labels = len(classes)
     return found
-
-
-def adapt_head(
-    model: nn.Module,
-    data: ImageData,
-    settings: TuneSettings,
-    place: Path,
-    *,
-    augmentation: Augmentation | None = None,
-    seed: int = 0,
-    device: str = "cpu",
-    team: Team = ALONE,
-    progress: Progress = silent,
-    say: Callable[[str], None] = lambda text: None,
-) -> Tuned:
-    """Replace a classifier's head and train the whole network on the data's classes.
-
-    Step 1 of PASS's schedule: masks are searched in a network that knows the task. A killed run
-    goes on in `place`, to the same bits.
-
-    Args:
-        model: changed in place.
-        data: whose classes the head gets.
-        settings: of the training; distillation makes no sense here and is off.
-        place, augmentation, seed, device, team, progress, say: see tune.
-
-    Raises:
-        RequestError: no head that can be replaced.
-        RunError: a loss isn't finite.
-    """
-    replace_head(model, data.classes, seed)
-    return tune(
-        model, data.train, settings, place, augmentation=augmentation, seed=seed, device=device,
-        team=team, task="new head", progress=progress, say=say,
-    )  # fmt: skip

@@ -65,6 +65,28 @@ class Prompt(nn.Module):
         self.values.copy_(saved.values.to(self.values))
 
 
+def make_prompt(place: str, side: int, width: int | None) -> Prompt | None:
+    """Make a prompt for images of `side` pixels; None for "none".
+
+    Raises:
+        RequestError: a frame wider than the image allows.
+    """
+    if place == "none":
+        return None
+    own = prompt_width(side) if width is None else width
+    most = side // 2 if place == "pad" else side // 2 - 1  # something of the image must be left
+    if own > most:
+        raise RequestError(
+            f"`--prompt-size {own}` is too wide for images of {side} pixels", f"use {most} or less"
+        )
+    return Prompt(side, own, place)
+
+
+def prompt_width(side: int) -> int:
+    """Return the frame's width for images of `side` pixels: 16 of 224, in proportion."""
+    return max(round(side / 14), 1)
+
+
 class PromptEncoder(nn.Module):
     """g: [3, S, S] -> [H]; three 3 x 3 convolutions of stride 2, the mean over places, a linear."""
 

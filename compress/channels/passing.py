@@ -1,18 +1,68 @@
-"""PASS's search and the training after the cut, as the command's options ask for them."""
+"""PASS's search and all training around it, as the command's options ask for them."""
 
 from __future__ import annotations
 
+import copy
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from compress.channels.budget import keep_for_budget
 from compress.channels.preparing import Job, Say
+from compress.channels.selecting import scores_of
 
 if TYPE_CHECKING:
+    from compress.channels.settings import PruneSettings
+    from compress.data.images import Augmentation
     from compress.data.images.prompting import SavedPrompt
+
+
+def augmentation_of(asked: PruneSettings) -> Augmentation:
+    """What training images go through."""
+    from compress.data.images.augmenting import parse_augmentation
+
+    return parse_augmentation(asked.augment, None, 0.0)
+
+
+def adapt(job: Job, place: Path, say: Say) -> None:
+    """Train a network whose head was made anew, or read what an interrupted run had trained.
+
+    Args:
+        job: its model is replaced by the trained one.
+        place: a directory for checkpoints.
+        say: gets lines for the reader.
+    """
+    from safetensors.torch import load_file, save_file
+
+    from compress.channels.tuning import TuneSettings, tune
+
+    asked, file = job.settings, place / "adapted.safetensors"
+    job.model = copy.deepcopy(job.model)  # off the mapped file, which is only read
+    if file.is_file():
+        job.model.load_state_dict(load_file(file, device=str(job.device)))
+        return
+    settings = TuneSettings(
+        epochs=asked.head_epochs,
+        lr=asked.head_lr,
+        batch_size=asked.batch_size,
+        precision=asked.precision,
+        micro_batch=asked.micro_batch,
+    )
+    torch.nn.Module.to(job.model, torch.float32)
+    done = tune(
+        job.model, job.images().train, settings, place, augmentation=augmentation_of(asked),
+        seed=asked.seed, device=job.device, team=job.team, task="new head",
+        progress=job.progress, say=say,
+    )  # fmt: skip
+    torch.nn.Module.to(job.model, job.dtype)
+    job.notes.append(f"the dense network got a new head and was trained for {done.steps} steps")
+    partial = file.with_suffix(f".{os.getpid()}.partial")
+    save_file({k: v.contiguous() for k, v in job.model.state_dict().items()}, partial)
+    partial.replace(file)
 
 
 def search_masks(
@@ -41,20 +91,28 @@ def search_masks(
         ste=asked.ste,
         prompt=asked.prompt,
         prompt_size=asked.prompt_size,
+        mapper=asked.mapper,
+        recurrent=asked.recurrent,
         scope=asked.scope_of("pass"),
         precision=asked.precision,
+        micro_batch=asked.micro_batch,
     )
+    costs = job.costs.to(job.device)
+    bounded = "parameters" if asked.keep_params is not None else "macs"
     found = search(
         job.model,
         job.groups,
-        job.measure,
+        lambda keeps: costs.measure(bounded, keeps),
         target,
         job.limits,
         job.images(),
         settings,
         place,
+        augmentation=augmentation_of(asked),
+        base=None if asked.start is None else scores_of(job, asked.start),
         seed=asked.seed,
         device=job.device,
+        team=job.team,
         progress=job.progress,
         say=say,
     )
@@ -91,6 +149,9 @@ def tune_network(
     from compress.channels.tuning import TuneSettings, tune
 
     asked = job.settings
+    share = asked.prompt_share
+    if share is None:
+        share = TuneSettings.prompt_share if asked.drop_prompt else 1.0
     settings = TuneSettings(
         epochs=asked.finetune_epochs,
         lr=asked.lr or TuneSettings.lr,
@@ -98,8 +159,10 @@ def tune_network(
         distill=asked.distill,
         temperature=asked.distill_temperature,
         precision=asked.precision,
-        prompt_share=TuneSettings.prompt_share if asked.drop_prompt else 1.0,
+        micro_batch=asked.micro_batch,
+        prompt_share=share,
     )
+    torch.nn.Module.to(model, torch.float32)  # what the optimizer moves
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     tuned = tune(
@@ -109,9 +172,12 @@ def tune_network(
         place,
         teacher=job.model if asked.distill else None,
         prompt=prompt,
+        augmentation=augmentation_of(asked),
         seed=asked.seed,
         device=job.device,
+        team=job.team,
         progress=job.progress,
         say=say,
     )
+    torch.nn.Module.to(model, job.dtype)
     return tuned.prompt or prompt, {"steps": tuned.steps}

@@ -12,6 +12,8 @@ from torch import Tensor
 from compress.channels.budget import Bounds, bounds, check_reachable
 from compress.channels.costs import Costs, measure_costs
 from compress.channels.groups import Group, find_groups
+from compress.channels.heads import replace_head
+from compress.channels.hypernet import make_prompt
 from compress.channels.measuring import stride_of
 from compress.channels.settings import PruneSettings
 from compress.checkpoints.placement import compute_dtype, resolve_device, resolve_dtype
@@ -19,6 +21,7 @@ from compress.checkpoints.source import Source
 from compress.data.images import ImageData, load_images, read_processing
 from compress.errors import RequestError
 from compress.numerics.counter import permutation
+from compress.numerics.ranks import ALONE, Team
 from compress.progress import Progress
 from compress.reports.clock import Clock
 
@@ -42,6 +45,7 @@ class Job:
         data: train, validation and test; None where nothing needs images.
         notes: plain sentences for the receipt.
         extra: what steps add to the receipt.
+        team: the processes that share the training.
     """
 
     source: Source
@@ -58,6 +62,7 @@ class Job:
     clock: Clock
     notes: list[str] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
+    team: Team = ALONE
 
     def images(self) -> ImageData:
         """The images, where the settings have seen to it that there are some."""
@@ -87,13 +92,19 @@ class Job:
         return -(-count // self.settings.batch_size)
 
 
-def open_job(source: Source, settings: PruneSettings, progress: Progress, clock: Clock) -> Job:
+def open_job(
+    source: Source,
+    settings: PruneSettings,
+    progress: Progress,
+    clock: Clock,
+    team: Team = ALONE,
+) -> Job:
     """Check all that can be checked before anything is computed, and read the images.
 
     Raises:
         RequestError: no image classifier, nothing that can be removed, images that can't be used.
     """
-    device = resolve_device(settings.device)
+    device = team.device(resolve_device(settings.device))
     resolve_dtype(settings.dtype)
     kind = source.model_class().__name__
     if "ImageClassification" not in kind:
@@ -121,11 +132,15 @@ def open_job(source: Source, settings: PruneSettings, progress: Progress, clock:
             least=stride_of(model, _large(source, example)),
             progress=progress,
         )
+        if "pass" in (settings.method, *settings.baselines):
+            make_prompt(settings.prompt, data.train.side, settings.prompt_size)  # or refuse it
+        if settings.new_head:
+            replace_head(model, data.classes, settings.seed)
         example = next(data.train.batches(1, limit=1))["pixel_values"].to(device, dtype)
         costs = measure_costs(model, example, groups)
     job = Job(
         source, settings, model, groups, costs, limits, example, data, device, dtype,
-        progress, clock,
+        progress, clock, team=team,
     )  # fmt: skip
     job.notes.extend(data.notes if data is not None else ())
     share = settings.keep_params if settings.keep_params is not None else settings.keep

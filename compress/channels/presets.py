@@ -91,8 +91,3 @@ def build_image_model(name: str, classes: tuple[str, ...], seed: int) -> Any:
         convolution: Any = model.get_submodule(f"{stem}.embedder.convolution")
         torch.nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
     return model.eval()
-
-
-def prompt_width(side: int) -> int:
-    """Return the frame's width for images of `side` pixels: 16 of 224, in proportion."""
-    return max(round(side / 14), 1)

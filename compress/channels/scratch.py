@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,9 +20,15 @@ from compress.checkpoints.source import open_source
 from compress.checkpoints.workspace import Workspace, check_output, partial_path
 from compress.data.images import Augmentation, ImageData, load_images, read_processing
 from compress.data.images.processing import Processing, make_processor
+from compress.errors import RequestError
 from compress.evaluation.accuracy import accuracy
+from compress.numerics.ranks import ALONE, Team
 from compress.progress import Progress, silent
 from compress.reports.receipt import FILE_NAME, Receipt
+from compress.reports.records import encode
+
+if TYPE_CHECKING:
+    from compress.channels.settings import PruneSettings
 
 COMMAND = "pass-prune"
 FROM_SCRATCH = TuneSettings(epochs=30, lr=0.1, batch_size=128, weight_decay=5e-4, warmup=0.1)
@@ -39,6 +46,7 @@ def train_preset(
     augmentation: Augmentation | None = None,
     seed: int = 0,
     device: str = "auto",
+    team: Team = ALONE,
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress = silent,
@@ -59,6 +67,7 @@ def train_preset(
         augmentation: of the training images; None flips and shifts.
         seed: of start, order and augmentation.
         device: where.
+        team: the processes that train together; the first writes.
         resume, overwrite: go on from an interrupted training; replace what is there.
         progress, say: where to tell.
 
@@ -68,12 +77,12 @@ def train_preset(
     """
     settings.check()
     side = image_size or image_preset(preset).side
-    output, place = Path(output), resolve_device(device)
+    output, place = Path(output), team.device(resolve_device(device))
     wanted = {
         "preset": preset, "data": data, "side": side, "seed": seed, "options": vars(settings),
         "augmentation": vars(augmentation or Augmentation()),
     }  # fmt: skip
-    if not overwrite and _made_before(output, wanted):
+    if not overwrite and team.from_first(lambda: _made_before(output, wanted)):
         say(f"dense     `{output}` is that network already")
         return output
     check_output(output, overwrite=overwrite or resume)
@@ -81,37 +90,83 @@ def train_preset(
     least = 4 * image_preset(preset).stride
     images = load_images(data, plain, skip_bad=skip_bad, least=least, progress=progress)
     images = images.normalised_by(_own_numbers(images, side))
-    resume = resume and partial_path(output).exists()
-    fingerprint = {**wanted, "images": images.digest()}
+    resume = resume and team.from_first(partial_path(output).exists)
     with Workspace.open(
-        output, overwrite=overwrite, resume=resume, fingerprint=fingerprint
+        output,
+        overwrite=overwrite,
+        resume=resume,
+        fingerprint={**wanted, "images": images.digest()} if team.first else None,
+        team=team,
     ) as workspace:
         if workspace.committed:
-            workspace.discard()
+            if team.first:
+                workspace.discard()
             return output
         model = build_image_model(preset, images.classes, seed).to(place)
         begin = time.perf_counter()
         done = tune(
             model, images.train, settings, workspace.path / "training",
-            augmentation=augmentation, seed=seed, device=place, task="dense", progress=progress,
-            say=say,
+            augmentation=augmentation, seed=seed, device=place, team=team, task="dense",
+            progress=progress, say=say,
         )  # fmt: skip
         seconds = time.perf_counter() - begin
-        with writing(workspace.result), without_bars():
-            model.to("cpu").save_pretrained(workspace.result)
-            images.processing.save(workspace.result)
-        receipt = _receipt(model.to(place), images, workspace.result, wanted, place, seconds)
-        receipt.write(workspace.result)
-        say(f"dense     {preset}, {done.steps} steps in {seconds:.0f} s -> `{output}`")
-        workspace.commit()
+        if team.first:
+            _write(model, images, workspace.result, wanted, place, seconds)
+            say(f"dense     {preset}, {done.steps} steps in {seconds:.0f} s -> `{output}`")
+            workspace.commit()
+        team.wait()
     return output
+
+
+def check_start(model: object, settings: PruneSettings, output: object, dry_run: bool) -> None:
+    """Refuse a start from scratch that can't be meant.
+
+    Raises:
+        RequestError: neither a model nor a preset, or both; a preset without an output.
+    """
+    if model is None and settings.preset is None:
+        raise RequestError("no model is given", "name one, or give --preset NAME to train one")
+    if model is not None:
+        raise RequestError(
+            f"`--preset {settings.preset}` trains a network, and `{model}` is one already",
+            "leave one of them out",
+        )
+    if output is None or dry_run:
+        raise RequestError(
+            "`--preset` writes the network that it trains to OUT-dense, and there is no OUT",
+            "add `-o OUT` and leave --dry-run out",
+        )
+    image_preset(str(settings.preset))
+
+
+def dense_start(
+    settings: PruneSettings,
+    output: Path,
+    team: Team,
+    resume: bool,
+    progress: Progress,
+    say: Callable[[str], None],
+) -> Path:
+    """Train the preset's network into OUT-dense, or find it there; return its directory."""
+    from compress.channels.passing import augmentation_of
+
+    how = replace(
+        FROM_SCRATCH, epochs=settings.dense_epochs, lr=settings.dense_lr,
+        precision=settings.precision, micro_batch=settings.micro_batch,
+    )  # fmt: skip
+    return train_preset(
+        str(settings.preset), str(settings.data), output.with_name(f"{output.name}-dense"),
+        settings=how, image_size=settings.image_size, skip_bad=settings.skip_bad,
+        augmentation=augmentation_of(settings), seed=settings.seed, device=settings.device,
+        team=team, resume=resume, progress=progress, say=say,
+    )  # fmt: skip
 
 
 def _made_before(output: Path, wanted: dict[str, Any]) -> bool:
     """Whether a directory holds the network that the same call made."""
     if not (output / FILE_NAME).is_file():
         return False
-    return Receipt.read(output).extra.get("from_scratch") == wanted
+    return Receipt.read(output).extra.get("from_scratch") == encode(wanted)
 
 
 def _own_numbers(images: ImageData, side: int) -> Processing:
@@ -127,13 +182,16 @@ def _own_numbers(images: ImageData, side: int) -> Processing:
     return Processing(processor, float(processor.rescale_factor), mean, std)
 
 
-def _receipt(
+def _write(
     model: Any, images: ImageData, place: Path, wanted: dict[str, Any], device: str, seconds: float
-) -> Receipt:
-    source = open_source(place)
+) -> None:
+    """Write the network, its processor and the receipt."""
     found = accuracy(model, images.test)
-    counts = census(source)
-    return Receipt.build(
+    with writing(place), without_bars():
+        model.save_pretrained(place)
+        images.processing.save(place)
+    counts = census(open_source(place))
+    receipt = Receipt.build(
         COMMAND,
         seed=wanted["seed"],
         device=device,
@@ -143,3 +201,4 @@ def _receipt(
         notes=list(images.notes),
         from_scratch=wanted,
     )
+    receipt.write(place)

@@ -25,9 +25,8 @@ from transformers import TrainerCallback
 from compress.channels import hypernet
 from compress.channels.budget import Bounds, Cost, keep_for_budget
 from compress.channels.groups import Group
-from compress.channels.hypernet import HyperNetwork, Prompt
+from compress.channels.hypernet import HyperNetwork, make_prompt
 from compress.channels.masks import Masks
-from compress.channels.presets import prompt_width
 from compress.data.images import Augmentation, ImageCollator, ImageData
 from compress.data.images.prompting import SavedPrompt
 from compress.errors import RequestError
@@ -182,8 +181,9 @@ class Searcher(nn.Module):
 
     def prepare(self, images: Tensor) -> Tensor:
         """Images in [0, 1] -> the network's input, prompt included."""
-        normalise = self._apart[4]
-        return normalise(images if self.prompt is None else self.prompt(images))
+        model, normalise = self._apart[0], self._apart[4]
+        made = normalise(images if self.prompt is None else self.prompt(images))
+        return made.to(next(model.parameters()).dtype)
 
     def forward(
         self,
@@ -213,23 +213,6 @@ def mixed_entropy(
     first = functional.cross_entropy(logits, labels, reduction="none")
     second = functional.cross_entropy(logits, others, reduction="none")
     return ((1 - shares) * first + shares * second).mean()
-
-
-def make_prompt(place: str, side: int, width: int | None) -> Prompt | None:
-    """Make a prompt for images of `side` pixels; None for "none".
-
-    Raises:
-        RequestError: a frame wider than the image allows.
-    """
-    if place == "none":
-        return None
-    own = prompt_width(side) if width is None else width
-    most = side // 2 if place == "pad" else side // 2 - 1  # something of the image must be left
-    if own > most:
-        raise RequestError(
-            f"`--prompt-size {own}` is too wide for images of {side} pixels", f"use {most} or less"
-        )
-    return Prompt(side, own, place)
 
 
 @contextmanager

@@ -15,6 +15,10 @@ METHODS = ("pass", *CRITERIA, "isomorphic", "growreg")
 REPAIRS = ("bn", "lsq", "none")
 PROMPTS = ("pad", "expand", "none")
 STES = ("identity", "sigmoid")
+STATS = ("mean", "quantiles", "none")
+MAPPERS = ("group", "shared")
+AUGMENTS = ("flip", "crop", "mixup", "none")
+PRECISIONS = ("float32", "bf16", "fp16")
 DEFAULT_PRUNE = ("channels", "mlp", "heads", "head-dims")
 NEEDS_DATA = ("pass", "taylor", "fisher", "isomorphic", "growreg")
 
@@ -43,8 +47,16 @@ class PruneSettings:
         image_size: side to which images are brought.
         new_head: a new classifier for the classes of the data.
         finetune_epochs, lr, distill, distill_temperature: training after the cut.
-        prompt, prompt_size, drop_prompt, mask_epochs, mask_lr, hidden, ste, stats: of PASS.
+        head_epochs, head_lr: training of the network with its new head, before anything is chosen.
+        prompt, prompt_size, drop_prompt, mask_epochs, mask_lr, hidden, ste, stats, mapper: of PASS.
+        recurrent: whether its hyper-network is; False is an ablation.
+        start: a criterion whose scores the hyper-network starts from and adds to.
+        prompt_share: share of the fine-tuning that sees the prompt; None: two thirds, all of it
+            where the prompt is kept.
+        augment: what training images go through: flip, crop, mixup, or none.
         precision: of the forward passes of search and fine-tuning.
+        micro_batch: images that one process computes at once; None chooses.
+        preset, dense_epochs, dense_lr: a network to train from scratch first, and how.
         growreg_epochs, growreg_lr: of the growing regularisation before its cut.
         export: forms written beside the checkpoint: onnx.
         seed, device, dtype: as in every command.
@@ -68,6 +80,8 @@ class PruneSettings:
     skip_bad: bool = False
     image_size: int | None = None
     new_head: bool = False
+    head_epochs: int = 10
+    head_lr: float = 0.01
     finetune_epochs: int = 0
     lr: float | None = None
     distill: float = 0.0
@@ -80,7 +94,16 @@ class PruneSettings:
     hidden: int = 64
     ste: str = "identity"
     stats: str = "mean"
+    mapper: str = "group"
+    recurrent: bool = True
+    start: str | None = None
+    prompt_share: float | None = None
+    augment: tuple[str, ...] = ("flip", "crop")
     precision: str = "float32"
+    micro_batch: int | None = None
+    preset: str | None = None
+    dense_epochs: int = 30
+    dense_lr: float = 0.1
     growreg_epochs: int = 2
     growreg_lr: float = 0.01
     export: tuple[str, ...] = ()
@@ -162,6 +185,11 @@ class PruneSettings:
             ("repair", self.repair, REPAIRS),
             ("prompt", self.prompt, PROMPTS),
             ("ste", self.ste, STES),
+            ("stats", self.stats, STATS),
+            ("mapper", self.mapper, MAPPERS),
+            ("precision", self.precision, PRECISIONS),
+            *(("start", self.start, CRITERIA) for _ in (1,) if self.start is not None),
+            *(("augment", name, AUGMENTS) for name in self.augment),
             *(("scope", self.scope, SCOPES) for _ in (1,) if self.scope is not None),
             *(("prune", kind, KINDS) for kind in self.prune),
             *(("baselines", name, METHODS) for name in self.baselines),
@@ -189,7 +217,7 @@ class PruneSettings:
             *(f"`--repair {self.repair}`" for _ in (1,) if self.repair != "none"),
             *(
                 f"`{_flag(name)}`"
-                for name in ("finetune_epochs", "new_head")
+                for name in ("finetune_epochs", "new_head", "preset")
                 if getattr(self, name)
             ),
         ]
@@ -202,16 +230,25 @@ class PruneSettings:
         if not 0 <= self.min_keep <= 1:
             faults.append((f"`--min-keep {self.min_keep:g}` isn't a share from 0 to 1", ""))
         whole = ("round_to", "calib_samples", "batch_size", "latency_batch", "image_size")
-        for name in (*whole, "hidden", "mask_epochs", "prompt_size", "growreg_epochs"):
+        counted = ("mask_epochs", "growreg_epochs", "head_epochs", "dense_epochs")
+        for name in (*whole, *counted, "hidden", "prompt_size", "micro_batch"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 faults.append((f"`{_flag(name)} {value}` is less than 1", ""))
         if self.finetune_epochs < 0:
             faults.append((f"`--finetune-epochs {self.finetune_epochs}` is below 0", ""))
-        for name in ("lr", "mask_lr", "growreg_lr", "distill_temperature"):
+        rates = ("lr", "mask_lr", "growreg_lr", "head_lr", "dense_lr")
+        for name in (*rates, "distill_temperature"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 faults.append((f"`{_flag(name)} {value:g}` isn't a positive number", ""))
+        share = self.prompt_share
+        if share is not None and not 0 <= share <= 1:
+            faults.append((f"`--prompt-share {share:g}` isn't a share from 0 to 1", ""))
+        if share is not None and self.drop_prompt and share == 1:
+            faults.append(
+                ("`--prompt-share 1` leaves a network that needs its prompt", "add --keep-prompt.")
+            )
         if not 0 <= self.distill <= 1:
             faults.append((f"`--distill {self.distill:g}` isn't a share from 0 to 1", ""))
         return faults

@@ -136,7 +136,8 @@ class Tuner(nn.Module):
         if teacher is None:
             return {"loss": loss}
         with torch.no_grad():
-            taught = teacher(pixel_values=normalise(images)).logits.float()
+            kind = next(teacher.parameters()).dtype
+            taught = teacher(pixel_values=normalise(images).to(kind)).logits.float()
         share = self.settings.distill
         return {"loss": (1 - share) * loss + share * distillation(
             logits, taught, self.settings.temperature

@@ -80,7 +80,16 @@ SEARCH = opt.options(
     option("--ste", default="identity", show_default=True, metavar="NAME", heading="PASS",
            help="straight-through step: identity, sigmoid"),
     option("--stats", default="mean", show_default=True, metavar="NAME", heading="PASS",
-           help="weight statistics that it reads"),
+           help="weight statistics that it reads: mean, quantiles, none"),
+    option("--mapper", default="group", show_default=True, metavar="NAME", heading="PASS",
+           help="from its state to scores: a map for each group, or one shared by all"),
+    option("--recurrence/--no-recurrence", "recurrent", default=True, show_default=True,
+           heading="PASS", help="each group looked at after those before it, or alone"),
+    option("--start", metavar="CRITERION", heading="PASS",
+           help="begin from this method's scores and learn what to add  [default: none]"),
+    option("--prompt-share", type=float, metavar="SHARE", heading="PASS",
+           help="of the fine-tuning that sees the prompt  [default: two thirds, all of it with "
+           "--keep-prompt]"),
 )  # fmt: skip
 AFTER = opt.options(
     option(
@@ -96,7 +105,7 @@ AFTER = opt.options(
     option("--distill-temperature", type=float, default=2.0, show_default=True, metavar="T",
            heading="After the cut", help="softens it"),
     option("--precision", default="float32", show_default=True, metavar="NAME",
-           heading="After the cut", help="of search and training: float32, bfloat16, float16"),
+           heading="After the cut", help="of search and training: float32, bf16, fp16"),
     option("--growreg-epochs", type=int, default=2, show_default=True, metavar="N",
            heading="After the cut", help="of growreg's penalty, before its cut"),
     option("--growreg-lr", type=float, default=0.01, show_default=True, metavar="LR",
@@ -104,29 +113,48 @@ AFTER = opt.options(
     option("--export", callback=comma_list, metavar="FORM,…", heading="After the cut",
            help="also write onnx"),
 )  # fmt: skip
+SCRATCH = opt.options(
+    option("--preset", metavar="NAME", heading="From scratch, without MODEL",
+           help="train resnet-20 (also 8, 14, 32, 56, 110; -slim, -fast) first, into OUT-dense"),
+    option("--dense-epochs", type=int, default=30, show_default=True, metavar="N",
+           heading="From scratch, without MODEL", help="of that training"),
+    option("--dense-lr", type=float, default=0.1, show_default=True, metavar="LR",
+           heading="From scratch, without MODEL", help="of that training"),
+)  # fmt: skip
 DATA = opt.options(
     option("--data", metavar="DATA", heading="Data",
            help="labelled images: class folders, ZIP, parquet, a data set's name"),
     option("--image-size", type=int, metavar="N", heading="Data",
            help="bring images to N x N  [default: as the checkpoint's processor says]"),
     option("--skip-bad", is_flag=True, heading="Data", help="leave out images that can't be read"),
+    option("--augment", callback=comma_list, default="flip,crop", show_default=True,
+           metavar="NAME,…", heading="Data", help="training images: flip, crop, mixup, or none"),
+    option("--new-head", is_flag=True, heading="Data",
+           help="a new classifier for the data's classes, trained before anything is chosen"),
+    option("--head-epochs", type=int, default=10, show_default=True, metavar="N", heading="Data",
+           help="of that training"),
+    option("--head-lr", type=float, default=0.01, show_default=True, metavar="LR",
+           heading="Data", help="of that training"),
     option("--calib-samples", type=int, default=512, show_default=True, metavar="N",
            heading="Data", help="training images that criteria and repair look at"),
     option("--batch-size", type=int, default=64, show_default=True, metavar="N", heading="Data",
-           help="images at once"),
+           help="images in a training step, and at once elsewhere"),
+    option("--micro-batch", type=int, metavar="N", heading="Data",
+           help="images of a training step computed at once  [default: all that share a process]"),
     option("--latency-batch", type=int, default=64, show_default=True, metavar="N",
            heading="Data", help="batch size that --target-latency is about"),
 )  # fmt: skip
 
 
 @click.command("pass-prune", cls=opt.Command)
-@click.argument("model")
+@click.argument("model", required=False)
 @opt.OUTPUT
 @BUDGET
 @CHOICE
 @DATA
 @SEARCH
 @AFTER
+@SCRATCH
 @opt.PLAN
 @opt.RESUME
 @opt.SEED
@@ -135,7 +163,7 @@ DATA = opt.options(
 @opt.CONFIG
 @opt.SOURCE
 @opt.SAY
-def command(model: str, as_json: bool, quiet: bool, **given: Any) -> None:
+def command(model: str | None, as_json: bool, quiet: bool, **given: Any) -> None:
     """Remove channels, attention heads and MLP units from an image classifier: the
     network is smaller afterwards, not only masked. PASS searches what goes by a
     visual prompt and a recurrent hyper-network; other criteria need no search.

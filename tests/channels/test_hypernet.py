@@ -11,11 +11,12 @@ from compress.channels.groups import find_groups
 from compress.channels.hypernet import (
     HyperNetwork,
     group_statistics,
+    make_prompt,
     straight_through,
     unit_statistics,
 )
 from compress.channels.masks import Masks
-from compress.channels.searching import SearchSettings, make_prompt
+from compress.channels.searching import SearchSettings
 from compress.errors import RequestError
 
 

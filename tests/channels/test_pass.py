@@ -8,7 +8,7 @@ import torch
 from teams import in_ranks
 from transformers import TrainerCallback
 
-from compress.channels import searching
+from compress.channels import hypernet, searching
 from compress.channels.budget import bounds, keep_for_budget, kept
 from compress.channels.costs import measure_costs
 from compress.channels.cutting import cut
@@ -194,7 +194,7 @@ def _tune(work, place, settings, **options):
 
 @pytest.fixture
 def prompt():
-    made = searching.make_prompt("pad", 8, 1)
+    made = hypernet.make_prompt("pad", 8, 1)
     with torch.no_grad():
         made.values.fill_(0.2)
     return made.saved(needed=True)
@@ -247,7 +247,7 @@ def test_the_prompt_stands_still_afterwards(work, tmp_path, prompt):
         tuning.Tuner = real
     assert [prompted for prompted, _ in seen] == [True, True, False, False]
     assert torch.equal(seen[2][1], seen[3][1])
-    assert torch.equal(done.prompt.values, seen[3][1] * searching.make_prompt("pad", 8, 1).mask)
+    assert torch.equal(done.prompt.values, seen[3][1] * hypernet.make_prompt("pad", 8, 1).mask)
 
 
 def test_distillation_is_the_divergence():

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from compress.channels import tuning
-from compress.channels.heads import adapt_head, replace_head
+from compress.channels.heads import replace_head
 from compress.channels.scratch import train_preset
 from compress.channels.tuning import TuneSettings
-from compress.data.images import Augmentation, load_images, read_processing
+from compress.data.images import Augmentation
 from compress.errors import RequestError
 from compress.evaluation.evaluate import evaluate
 from compress.reports.receipt import Receipt
@@ -100,14 +100,6 @@ def test_a_new_head_has_the_datas_classes(family, tmp_path):
     again = type(model).from_pretrained(tmp_path)
     assert again.config.id2label == dict(enumerate("abcde"))
     assert again(torch.rand(2, 3, 16, 16)).logits.shape == (2, 5)
-
-
-def test_an_adapted_head_learns(digits, tmp_path):
-    model = image_sets.tiny_resnet(classes=3)
-    data = load_images(digits, read_processing(None, 16))
-    done = adapt_head(model, data, QUICK, tmp_path, augmentation=STILL)
-    assert model.config.id2label[7] == "digit7"
-    assert done.looped.losses[-1][1] < 0.7 * done.looped.losses[0][1]
 
 
 def test_without_a_linear_head():

@@ -11,6 +11,7 @@ Source: PASS, arXiv:2407.17412; the form is that of its sibling, arXiv:2312.0139
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,11 +91,10 @@ class SavedPrompt:
         import PIL.Image
         from safetensors.torch import save_file
 
-        about = {
-            "width": str(self.width), "place": self.place, "needed": str(self.needed).lower()
-        }  # fmt: skip
+        about = {"width": self.width, "place": self.place, "needed": self.needed}
         tensors = {"prompt": self.values.detach().cpu().float().contiguous()}
-        save_file(tensors, directory / FILE, metadata=about)
+        # one key: safetensors writes several in an order that changes
+        save_file(tensors, directory / FILE, metadata={"about": json.dumps(about)})
         largest = float(self.values.abs().max()) or 1.0
         shown = (self.values / largest * 127 + 128).clamp(0, 255).to(torch.uint8)
         picture = PIL.Image.fromarray(shown.permute(1, 2, 0).cpu().numpy())
@@ -115,8 +115,9 @@ def read_prompt(directory: Path) -> SavedPrompt | None:
         return None
     try:
         with safe_open(path, "pt") as file:
-            about, values = file.metadata() or {}, file.get_tensor("prompt")
-        return SavedPrompt(values, int(about["width"]), about["place"], about["needed"] == "true")
+            about = json.loads((file.metadata() or {})["about"])
+            values = file.get_tensor("prompt")
+        return SavedPrompt(values, about["width"], about["place"], about["needed"])
     except (SafetensorError, KeyError, ValueError) as error:
         raise RequestError(
             f"`{path}` is no prompt: {error}", "remove it, or copy it again from its model"
