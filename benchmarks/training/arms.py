@@ -174,11 +174,23 @@ _LAST = (
 )
 
 
+_SEED_BY_SEED = ("clean/", "deep12/", "meap/")
+
+
 def ordered() -> list[tuple[int, Arm]]:
-    """(seed, arm) in the order to be run: one seed of everything, then the next ones."""
-    every = [(seed, arm) for seed in SEEDS for arm in ARMS if seed in arm.seeds]
-    late = ("deep24/", "layer/")
-    return sorted(every, key=lambda run: run[1].name in _LAST or run[1].name.startswith(late))
+    """(seed, arm) in the order to be run: one seed of what matters most, then more of each."""
+    return sorted(
+        ((seed, arm) for seed in SEEDS for arm in ARMS if seed in arm.seeds),
+        key=lambda run: _turn(*run),
+    )
+
+
+def _turn(seed: int, arm: Arm) -> int:
+    if arm.name in _LAST or arm.name.startswith(("deep24/", "layer/")):
+        return 9
+    if arm.name.startswith(_SEED_BY_SEED) and (seed == 0 or arm.name.startswith("clean/")):
+        return min(seed, 1)
+    return 2 + seed
 
 
 def sweep_arms(name: str) -> Arm:

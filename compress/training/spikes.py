@@ -41,7 +41,7 @@ class SpikeMonitor:
         theta: threshold of the ratio g² / v.
         beta: of the running mean.
         settle: steps before anything counts.
-        compile: True, False or "auto": compile the kernel from 10 million parameters on.
+        compile: True, False or "auto", as of SPAM.
 
     Attributes:
         steps: steps seen.

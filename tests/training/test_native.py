@@ -1,6 +1,7 @@
 """Native passes against plain operations of the kernels: equal to the last bit, odd values too."""
 
 import math
+import shutil
 from unittest import mock
 
 import numpy as np
@@ -186,12 +187,48 @@ def test_what_is_not_finite_is_the_largest(wrong):
     assert not math.isfinite(float(largest[1]))
 
 
-def test_a_compiler_that_fails_is_quoted(monkeypatch, tmp_path):
-    broken = tmp_path / "broken"
-    broken.write_text("#!/bin/sh\necho 'fatal error: no such header' >&2\nexit 1\n")
-    broken.chmod(0o755)
-    monkeypatch.setenv("CXX", str(broken))
+def compiler(place, script):
+    """A compiler that is a shell script; the real one is "$REAL"."""
+    path = place / "compiler"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("COMPRESS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "native"
+
+
+def test_a_compiler_that_fails_is_quoted(monkeypatch, tmp_path, cache):
+    broken = compiler(tmp_path, "echo 'fatal error: no such header' >&2\nexit 1")
+    monkeypatch.setenv("CXX", broken)
     assert native._load.__wrapped__() == "fatal error: no such header"
+    assert not cache.exists()
     monkeypatch.delenv("CXX")
     monkeypatch.setenv("PATH", str(tmp_path))
     assert native._load.__wrapped__() == "no C++ compiler was found"
+
+
+def test_it_is_built_once_for_a_compiler_and_what_is_damaged_is_built_anew(
+    monkeypatch, tmp_path, cache
+):
+    calls = tmp_path / "calls"
+    counted = compiler(tmp_path, f'echo "$1" >> {calls}; exec {shutil.which("c++")} "$@"')
+    monkeypatch.setenv("CXX", counted)
+    kept = cache / f"{native._key([counted])}.so"
+    cache.mkdir(parents=True)
+    kept.write_bytes(b"damaged")
+    for _ in range(2):
+        assert not isinstance(native._load.__wrapped__(), str)
+    asked = calls.read_text().split()
+    assert len(asked) - asked.count("--version") == 1
+    assert [*cache.iterdir()] == [kept]
+    assert kept.read_bytes() != b"damaged"
+
+
+def test_where_nothing_can_be_kept_it_is_built_all_the_same(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("COMPRESS_CACHE", str(tmp_path / "file"))
+    assert not isinstance(native._load.__wrapped__(), str)

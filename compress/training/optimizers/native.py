@@ -1,15 +1,18 @@
 """The passes over memory on a CPU: native.cpp, built at first use, one call for all tensors.
 
 torch.compile reaches the same speed within a kernel, but checks and unpacks each of its arguments
-in Python; with the 75 tensors of a small model that costs a third of the step. Building takes
-about two seconds, once in a process.
+in Python; with the 75 tensors of a small model that costs a third of the step. Building takes two
+to three seconds; the library is kept in the cache, by its source, the compiler and the machine.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
+import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -18,6 +21,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from compress.checkpoints.caches import cache_directory, put_whole
 
 _SOURCE = Path(__file__).with_name("native.cpp")
 # No fast-math: each operation is rounded as IEEE 754 has it.
@@ -41,23 +46,49 @@ class NoCompiler(RuntimeError):
 
 @functools.cache
 def _load() -> ctypes.CDLL | str:
-    """The built library, or why there is none; the same answer for the whole process."""
+    """The library, or why there is none; the same answer for the whole process."""
     compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
     if compiler is None:
         return "no C++ compiler was found"
-    fault = ""
-    with tempfile.TemporaryDirectory(prefix="compress-") as place:
-        built = Path(place) / "native.so"
-        for machine in (["-march=native"], []):  # not every compiler knows the machine
-            command = [*compiler.split(), *_FLAGS, *machine, str(_SOURCE), "-o", str(built)]
-            try:
-                subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
-                return ctypes.CDLL(str(built))
-            except subprocess.CalledProcessError as error:
-                fault = error.stderr.strip().partition("\n")[0] or str(error)
-            except (OSError, subprocess.TimeoutExpired) as error:
-                fault = str(error)
-    return fault
+    try:
+        kept = cache_directory() / "native" / f"{_key(compiler.split())}.so"
+        with contextlib.suppress(OSError):  # absent, damaged, or where nothing may be loaded from
+            return ctypes.CDLL(str(kept))
+        with tempfile.TemporaryDirectory(prefix="compress-") as place:
+            built = Path(place) / "native.so"
+            _build(compiler.split(), built)
+            with contextlib.suppress(OSError):
+                put_whole(kept, built.read_bytes())
+            return ctypes.CDLL(str(built))
+    except subprocess.CalledProcessError as error:
+        return error.stderr.strip().partition("\n")[0] or str(error)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+
+
+def _key(compiler: list[str]) -> str:
+    """A digest of all that the library depends on: source, compiler and machine."""
+    version = subprocess.run([*compiler, "--version"], capture_output=True, timeout=60).stdout
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text(encoding="utf-8").splitlines() if about.exists() else []
+    abilities = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    machine = f"{platform.machine()} {platform.processor()} {abilities}"
+    parts = (" ".join((*compiler, *_FLAGS)).encode(), version, machine.encode())
+    return hashlib.sha256(b"\0".join((*parts, _SOURCE.read_bytes()))).hexdigest()
+
+
+def _build(compiler: list[str], target: Path) -> None:
+    """Build for this machine, or, where the compiler doesn't know it, for any of its kind.
+
+    Raises:
+        CalledProcessError, TimeoutExpired, OSError: it can't be built.
+    """
+    for machine in (["-march=native"], []):
+        command = [*compiler, *_FLAGS, *machine, str(_SOURCE), "-o", str(target)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        if done.returncode == 0:
+            return
+    done.check_returncode()
 
 
 def library() -> ctypes.CDLL:

@@ -89,7 +89,9 @@ class SPAM(HealthyOptimizer):
             in blocks of 128 entries. Embeddings, heads and routers want 1: give them a group.
         bias: restart or legacy.
         seed: of the entries drawn.
-        compile: True, False or "auto": compile the kernels from 10 million parameters on.
+        compile: True, False or "auto". On a CPU with a C++ compiler the passes are native code,
+            built at first use; elsewhere graphs of torch.compile, with "auto" from 10 million
+            parameters on.
 
     Raises:
         BadOption: a RequestError and ValueError, an option out of its range.

@@ -63,7 +63,9 @@ class StableSPAM(HealthyOptimizer):
         beta_decay: none, or cosine: beta1 and gamma1 times 1 to 0.5 over `total_steps`, as in the
             published launcher; corrections follow.
         total_steps: of the run, for beta_decay.
-        compile: True, False or "auto": compile the kernels from 10 million parameters on.
+        compile: True, False or "auto". On a CPU with a C++ compiler the passes are native code,
+            built at first use; elsewhere graphs of torch.compile, with "auto" from 10 million
+            parameters on.
 
     Raises:
         BadOption: a RequestError and ValueError, an option out of its range.
