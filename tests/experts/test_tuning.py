@@ -179,3 +179,19 @@ def test_refused_in_one_line_and_nothing_written(tmp_path, options, words):
     assert words in f"{found.value.message} {found.value.hint}"
     assert "\n" not in found.value.message
     assert [p.name for p in tmp_path.iterdir()] == ["src"]
+
+
+def test_tuning_on_answers_counts_only_them(tmp_path):
+    """Prompts and answers of two columns, as in the recipe's second phase."""
+    rows = [{"q": f"say {n}", "a": f"the word {n}"} for n in range(8)]
+    data = tmp_path / "questions.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = make_checkpoint("qwen2_moe", tmp_path / "src")
+    done = compress.cd_moe_condense(
+        source, tmp_path / "out", batches=BATCHES, layers=1, experts=1, finetune_data=str(data),
+        finetune_sft="q:a", **{**TUNED, "finetune_seqlen": 32},
+    )  # fmt: skip
+    receipt = done.as_dict()
+    assert receipt["data"]["documents"] == 8
+    assert receipt["training"]["tokens"] < 4 * 2 * 32  # samples are shorter than rows
+    assert receipt["settings"]["finetune_sft"] == "q:a"
