@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from compress.channels.groups import Group, Member
 
@@ -47,9 +47,12 @@ def attention_groups(model: nn.Module, traced: Sequence[Group] = ()) -> list[Gro
         places = torch.arange(heads * module.head_dim).reshape(shape)
         tables = _tables(model, name, heads)
         if tables is not None and heads > 1:
-            found.append(_group(name, "heads", places, tables))
+            found.append(_group(name, "heads", places, places, tables))
         if module.head_dim > 1:
-            found.append(_group(name, "head-dims", places.T.contiguous(), []))
+            query, key, value, output = (getattr(module, part).weight for part in PROJECTIONS)
+            pairs = _strongest_first(places, query, key)
+            values = _strongest_first(places, value, output.T)
+            found.append(_group(name, "head-dims", pairs, values, []))
     return found
 
 
@@ -77,13 +80,35 @@ def _tables(model: nn.Module, name: str, heads: int) -> list[Member] | None:
     return members
 
 
-def _group(name: str, kind: str, places: torch.Tensor, tables: list[Member]) -> Group:
-    """Make the group of one attention; `places` [width, span]."""
-    masked = {"q_proj": "output" if kind == "head-dims" else None}
+@torch.no_grad()
+def _strongest_first(places: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    """Line up the dimensions of all heads by what they weigh, strongest first: [head_dim, heads].
+
+    Heads must lose as many dimensions each, but not the same ones: unit r of the group holds the
+    r-th strongest of each. A dimension's weight is the product of the norms of its rows in the
+    two matrices [features, …] that it joins: queries and keys, or values and the output.
+    """
+    strength = (one.float().norm(dim=1) * other.float().norm(dim=1)).cpu()[places]
+    order = torch.argsort(strength, dim=1, descending=True, stable=True)
+    return places.gather(1, order).T.contiguous()
+
+
+def _group(name: str, kind: str, pairs: Tensor, values: Tensor, tables: list[Member]) -> Group:
+    """Make the group of one attention.
+
+    Args:
+        name: of the attention.
+        kind: heads or head-dims.
+        pairs: [width, span], units among the features of queries and keys.
+        values: the same among those of values and the output projection's inputs.
+        tables: position biases with a column for each head.
+    """
+    masked = "output" if kind == "head-dims" else None
     members = [
-        *(Member(f"{name}.{part}", "out", "linear", places, masked.get(part))
-          for part in PROJECTIONS[:3]),
+        Member(f"{name}.q_proj", "out", "linear", pairs, masked),
+        Member(f"{name}.k_proj", "out", "linear", pairs),
+        Member(f"{name}.v_proj", "out", "linear", values),
         *tables,
-        Member(f"{name}.o_proj", "in", "linear", places, "input"),
-    ]  # fmt: skip
-    return Group(f"{name} {kind}", kind, len(places), tuple(members), f"{kind}:attention")
+        Member(f"{name}.o_proj", "in", "linear", values, "input"),
+    ]
+    return Group(f"{name} {kind}", kind, len(pairs), tuple(members), f"{kind}:attention")

@@ -101,3 +101,18 @@ def test_kinds_that_a_network_lacks_are_named():
     with pytest.raises(RequestError, match="nothing of the kinds heads") as caught:
         find_groups(build("resnet-basic"), images(), prune=("heads",))
     assert "channels" in caught.value.hint
+
+
+def test_head_dimensions_are_lined_up_by_what_they_weigh():
+    """The first half of the units holds the stronger half of every head, its own for q, k and v."""
+    model = build("vit")
+    group = next(g for g in find_groups(model, images()) if g.kind == "head-dims")
+    attention = model.vit.layers[0].attention
+    query, key, value, _ = group.members
+    assert torch.equal(query.positions, key.positions)
+    assert not torch.equal(query.positions, value.positions)
+    weigh = attention.q_proj.weight.norm(dim=1) * attention.k_proj.weight.norm(dim=1)
+    for head in range(4):
+        places = query.positions[:, head]
+        assert set(places.tolist()) == set(range(8 * head, 8 * head + 8))
+        assert weigh[places].tolist() == sorted(weigh[places].tolist(), reverse=True)
