@@ -62,7 +62,7 @@ ARMS = {**MAIN, **OTHERS, **ABLATIONS}
 
 
 def cells(seeds: int, budgets: list[float]) -> list[tuple[int, float, str]]:
-    """The grid, what matters most first: seed by seed, the middle budget before the others."""
+    """The grid, what matters most first: all seeds of an arm and share, then the next."""
     found = []
     for arms, shares in ((MAIN, budgets[:1]), (ABLATIONS, budgets[:1]), (MAIN, budgets[1:]),
                          (OTHERS, budgets[:1])):  # fmt: skip
@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--budgets", type=float, nargs="+", default=[0.5, 0.35, 0.2])
+    parser.add_argument("--budgets", type=float, nargs="+", default=[0.5, 0.2, 0.35])
     parser.add_argument("--table", type=Path)
     asked = parser.parse_args()
     if asked.table is not None:
