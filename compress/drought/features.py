@@ -155,7 +155,9 @@ class Inputs:
 
     def to(self, device: str) -> Inputs:
         """The same on another device."""
-        moved: dict[str, Any] = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
+        moved: dict[str, Any] = {
+            k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()
+        }
         return Inputs(**moved)
 
     def windows_of(self, rows: Tensor) -> dict[str, Tensor]:
