@@ -25,22 +25,22 @@ from compress.lowrank.scratch import train_from_scratch
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "speech.jsonl"
 TRAIN, TEST = 1600, 200
-ARMS: dict[str, dict] = {
+ARMS: dict[str, dict] = {  # in the order in which they are run, all seeds of one first
     "full": {"dense": True},
+    "all 25%": {"rank_ratio": 0.25},
     "attention 12%": {"include": ["attention"], "rank_ratio": 0.12},
     "ffn 12%": {"include": ["ffn"], "rank_ratio": 0.12},
-    "ffn 50%": {"include": ["ffn"], "rank_ratio": 0.5},
-    "all 25%": {"rank_ratio": 0.25},
     "all 25% gaussian": {"rank_ratio": 0.25, "factor_init": "gaussian"},
     "all 25% linear-up": {"rank_ratio": 0.25, "rank_schedule": "linear-up"},
     "all 25% linear-down": {"rank_ratio": 0.25, "rank_schedule": "linear-down"},
+    "ffn 50%": {"include": ["ffn"], "rank_ratio": 0.5},
+    "all 12%": {"rank_ratio": 0.12},
+    "all 12% gaussian": {"rank_ratio": 0.12, "factor_init": "gaussian"},
     "attention 12% gaussian": {
         "include": ["attention"],
         "rank_ratio": 0.12,
         "factor_init": "gaussian",
     },
-    "all 12%": {"rank_ratio": 0.12},
-    "all 12% gaussian": {"rank_ratio": 0.12, "factor_init": "gaussian"},
     "all 12% svd-scaled": {"rank_ratio": 0.12, "factor_init": "svd-scaled"},
     "all 12% orthogonal": {"rank_ratio": 0.12, "factor_init": "orthogonal"},
     "all 12% frobenius": {"rank_ratio": 0.12, "factor_decay": "frobenius"},
@@ -109,7 +109,7 @@ def main() -> None:
     asked = ask.parse_args()
     recordings = Path(os.environ["COMPRESS_ASSETS"]) / "speech" / "recordings"
     part, parts = map(int, asked.part.split("/"))
-    cells = [(seed, arm) for seed in range(asked.seeds) for arm in asked.arms.split(",")]
+    cells = [(seed, arm) for arm in asked.arms.split(",") for seed in range(asked.seeds)]
     for seed, arm in cells[part::parts]:
         if (seed, arm) in done(asked.results):
             continue
