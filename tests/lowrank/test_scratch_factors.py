@@ -7,6 +7,8 @@ import pytest
 import torch
 from speech_models import tiny_conformer
 
+from compress.checkpoints.anatomy import read_anatomy
+from compress.lowrank.modules import choose
 from compress.lowrank.scratch.decay import frobenius_gradients, set_factor_decay
 from compress.lowrank.scratch.factors import (
     INITS,
@@ -17,6 +19,7 @@ from compress.lowrank.scratch.factors import (
     signed_svd,
     start_weights,
 )
+from compress.lowrank.scratch.sizes import SPEECH, speech_config
 from compress.lowrank.scratch.watching import UpdateNorms, update_norm
 from compress.training.optimizers import build_optimizer
 
@@ -221,3 +224,26 @@ def test_what_decay_does_to_factors_alone(kind, optimizer):
         expected["frobenius"] = (u - 0.05 * u @ (v @ v.T), v - 0.05 * (u.T @ u) @ v)
         torch.testing.assert_close(new.up.weight.flatten(1), expected[kind][0])
         torch.testing.assert_close(new.down.weight.flatten(1), expected[kind][1])
+
+
+def test_the_paper_s_encoder_has_the_paper_s_layers():
+    """12 blocks of width 768: 35.4 M in attention, 113.2 M in feed-forward, 21.2 M in convolutions;
+    attention at 12 % and feed-forward at 25 % leave less than half of them.
+    """
+    from transformers import ParakeetForCTC
+
+    with torch.device("meta"):
+        model = ParakeetForCTC(speech_config(SPEECH["conformer-base"]))
+    anatomy = read_anatomy(model)
+    counts = {}
+    for group in ("attention", "ffn", "conv"):
+        own = choose(model, anatomy, (group,), ()).matrices
+        thin = {"attention": 0.12, "ffn": 0.25, "conv": 1.0}[group]
+        ranks = [round(thin * min(m.shape)) for m in own]
+        counts[group] = (
+            sum(m.numel for m in own),
+            sum(r * sum(m.shape) if thin < 1 else m.numel for r, m in zip(ranks, own)),
+        )
+    whole = {group: round(dense / 1e6, 1) for group, (dense, _) in counts.items()}
+    assert whole == {"attention": 35.4, "ffn": 113.2, "conv": 21.2}
+    assert sum(d for d, _ in counts.values()) / sum(t for _, t in counts.values()) > 2
