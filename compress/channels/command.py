@@ -5,16 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from compress.channels.arms import TOLERANCE, Arm, choose_masks, kept_units, masks_from, run_arm
-from compress.channels.costs import counted_macs
-from compress.channels.measuring import Latency, time_networks
+from compress.channels.arms import TOLERANCE, Arm, choose_masks, masks_from, run_arm
 from compress.channels.passing import adapt
 from compress.channels.preparing import Job, Say, open_job
 from compress.channels.result import (
@@ -28,7 +25,13 @@ from compress.channels.scratch import check_start, dense_start
 from compress.channels.selecting import kept_counts
 from compress.channels.settings import NAMES, PruneSettings
 from compress.channels.stock import make_stock
-from compress.checkpoints.census import census
+from compress.channels.telling import (
+    COMMAND,
+    PLAN_FILE,
+    describe_plan,
+    make_receipt,
+    plan_options,
+)
 from compress.checkpoints.onnx_form import FILE as ONNX_FILE
 from compress.checkpoints.onnx_form import export_onnx
 from compress.checkpoints.placement import resolve_dtype
@@ -39,7 +42,7 @@ from compress.checkpoints.workspace import Workspace, check_output, partial_path
 from compress.errors import RequestError, RunError, check_options
 from compress.evaluation.accuracy import accuracy
 from compress.evaluation.asked import measured_once
-from compress.evaluation.measures import Measures, compare
+from compress.evaluation.measures import Measures
 from compress.numerics.ranks import joined
 from compress.progress import Progress, silent
 from compress.reports.clock import Clock
@@ -49,8 +52,6 @@ from compress.reports.receipt import Receipt, write_items
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-COMMAND = "pass-prune"
-PLAN_FILE = "plan.json"
 WIDTHS_FILE = "widths.png"
 NO_SEARCH = "l1"
 _SPACE = "free some space there, then go on with --resume"
@@ -161,8 +162,8 @@ def _run(
             arm = Arm(own, masks_from(job, [row["keep"] for row in given.rows]))
         else:
             arm = choose_masks(job, own, place / own, say)
-    made = Plan(COMMAND, job.source.digest(), plan_rows(job.groups, arm.masks), _plan_options(job))
-    say(_describe_plan(job, arm))
+    made = Plan(COMMAND, job.source.digest(), plan_rows(job.groups, arm.masks), plan_options(job))
+    say(describe_plan(job, arm))
     if plan_out is not None and job.team.first:
         made.write(Path(plan_out))
     if dry_run:
@@ -184,7 +185,7 @@ def _run(
         result = open_source(workspace.result)
         _check_written(job, network, result)
     after = _after(job, arms[own])
-    receipt = _receipt(job, made, arms, result, before, after, stock)
+    receipt = make_receipt(job, made, arms, result, before, after, stock)
     receipt.write(workspace.result)
     if after.accuracy:
         write_items(workspace.result, after.as_items())
@@ -290,104 +291,6 @@ def _after(job: Job, arm: Arm) -> Measures:
     return Measures(accuracy=found)
 
 
-def _receipt(
-    job: Job,
-    plan: Plan,
-    arms: Mapping[str, Arm],
-    result: Source,
-    before: Measures,
-    after: Measures,
-    stock: bool,
-) -> Receipt:
-    own = arms[job.settings.method]
-    assert own.model is not None
-    with job.clock("measure"):
-        counts = [census(source, job.progress) for source in (job.source, result)]
-        macs = [counted_macs(model, job.example) for model in (job.model, own.model)]
-        latency = time_networks([job.model, own.model], job.example, progress=job.progress)
-    formula = [job.costs.macs_of(keeps) for keeps in (job.costs.widths, kept_counts(own.masks))]
-    return Receipt.build(
-        COMMAND,
-        seed=job.settings.seed,
-        device=job.device,
-        settings=job.settings.as_dict(),
-        model={
-            "source": job.source.name,
-            "architecture": job.source.model_class().__name__,
-            "digest": job.source.digest(),
-        },
-        plan={"file": PLAN_FILE, "digest": plan.digest(), "rows": len(plan.rows)},
-        before=_measured(counts[0], macs[0], latency[0], before),
-        after=_measured(counts[1], macs[1], latency[1], after),
-        comparison=compare(before, after),
-        cost={"seconds": job.clock.seconds},
-        notes=[*job.notes, *_notes(job, own, latency, stock)],
-        data={"name": job.data.name, "digest": job.data.digest()} if job.data else None,
-        channels={
-            "groups": len(job.groups),
-            "macs_by_formula": [int(value) for value in formula],
-            "macs_by_counter": macs,
-            "image": list(job.example.shape[-2:]),
-            "form": "stock" if stock else "edits",
-            "widths": {row["module"]: [row["width"], row["kept"]] for row in plan.rows},
-            "methods": {name: arm.as_receipt(job) for name, arm in arms.items()},
-        },
-    )
-
-
-def _measured(counts: Any, macs: int, latency: Latency, quality: Measures) -> dict[str, Any]:
-    sizes = {"parameters": counts.parameters, "bytes": counts.bytes, "macs": macs}
-    return {**sizes, **quality.as_receipt(), **latency.as_receipt()}
-
-
-def _notes(job: Job, arm: Arm, latency: list[Latency], stock: bool) -> list[str]:
-    notes = []
-    removal = arm.told.get("removal")
-    if removal and not removal["exact"]:
-        why = next(group.why for group in job.groups if group.why)
-        notes.append(
-            f"removal is not masking here ({why}): logits differ by {removal['difference']:.2g} of "
-            "their spread"
-        )
-    if not stock:
-        notes.append("loading needs `import compress`: config.json alone can't spell these widths")
-    whole = job.costs.macs_of(job.costs.widths)
-    ratio = float(whole / job.costs.macs_of(kept_counts(arm.masks)))
-    gains = ", ".join(
-        f"{latency[0].timings[size].median / t.median:.2f}x at batch {size}"
-        for size, t in latency[1].timings.items()
-    )
-    notes.append(f"{ratio:.2f}x fewer multiply-adds; measured: {gains} (timed in turns)")
-    if arm.prompt is not None and not arm.prompt.needed:
-        notes.append("the prompt lies beside the model for looking at; the model needs none")
-    if arm.prompt is not None and arm.prompt.needed:
-        notes.append("the model was trained with its prompt (prompt.safetensors) to the end")
-    return notes
-
-
-def _describe_plan(job: Job, arm: Arm) -> str:
-    settings = job.settings
-    keeps = kept_counts(arm.masks)
-    shares = [
-        float(job.costs.measure(name, keeps) / job.costs.measure(name, job.costs.widths))
-        for name in ("macs", "parameters")
-    ]
-    return header_line(
-        "plan",
-        f"{settings.method}, {settings.scope_of(settings.method)}",
-        f"keeps {shares[0]:.3f} of the MACs, {shares[1]:.3f} of the parameters",
-        f"repair {settings.repair}",
-    )
-
-
-def _plan_options(job: Job) -> dict[str, Any]:
-    settings = job.settings
-    names = ("method", "keep", "keep_params", "target_latency", "ratio", "min_keep", "round_to")
-    found = {name: getattr(settings, name) for name in names}
-    kept = {name: value for name, value in found.items() if value is not None}
-    return {**kept, "scope": settings.scope_of(settings.method)}
-
-
 def _given(job: Job, plan: str | Path | Plan | None) -> Plan | None:
     """Read a plan, and check that it is one for these groups."""
     if plan is None:
@@ -434,6 +337,3 @@ def _read_back(place: Path, source: Source) -> Plan:
 
 def _scratch(stack: contextlib.ExitStack) -> Path:
     return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compress-"))) / "out"
-
-
-__all__ = ["COMMAND", "kept_units", "pass_prune"]
