@@ -159,10 +159,14 @@ class Display(TrainerCallback):
         if "loss" not in entry:
             parts = [f"{k.replace('_', ' ')} {v:.3f}" for k, v in entry.items()
                      if k.endswith("_loss")]  # fmt: skip
-            self.say(f"{f'step {state.global_step}':<12}{'   '.join(parts)}")
+            self.say(f"{self._step(state):<12}{'   '.join(parts)}")
         elif tenth > self._said:
             self._said = tenth
-            self.say(f"{f'step {state.global_step}':<12}{self._note.replace(' · ', '   ')}")
+            self.say(f"{self._step(state):<12}{self._note.replace(' · ', '   ')}")
+
+    def _step(self, state: TrainerState) -> str:
+        name = "step" if self._task == "train" else self._task
+        return f"{name} {state.global_step}"
 
     def on_train_end(
         self,
