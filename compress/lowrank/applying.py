@@ -61,7 +61,7 @@ def factor_blocks(
     targets: Targets,
     store: StatisticsStore | None,
     files: BlockFiles,
-    gradients: Mapping[str, Tensor] | None = None,
+    gradients: BlockFiles | None = None,
 ) -> None:
     """Make the factors of all units from statistics of the dense model; no text is run.
 
@@ -70,13 +70,14 @@ def factor_blocks(
         targets: units and ranks.
         store: statistics of inputs; None with plain SVD.
         files: where factors go; blocks that it holds are done.
-        gradients: of kfac.
+        gradients: of kfac: Γ of each layer, by block.
     """
     stored = factor_dtype(job.source, job.settings)
     weights = Weights(job.source, targets.blocks, device=job.device)
     waiting = [block for block in targets.blocks if block not in files]
     for block, tensors in weights.each(waiting, job.progress, "factor"):
         known = store.inputs(block) if store is not None else {}
+        gammas = gradients.read(block) if gradients is not None else None
         found: dict[str, Tensor] = {}
         facts: dict[str, Any] = {}
         for unit in targets.inside(block):
@@ -88,7 +89,7 @@ def factor_blocks(
                 job.settings,
                 stored,
                 bias=has_bias(unit, tensors),
-                gradients=gradients,
+                gradients=gammas,
             )
             found |= made.tensors(unit)
             facts[unit.name] = made.facts

@@ -14,13 +14,16 @@ from compress.checkpoints.plan import Plan, read_plan
 from compress.checkpoints.workspace import Workspace, write_json
 from compress.errors import RequestError
 from compress.lowrank.applying import Targets
+from compress.lowrank.gradients import measure_gradients
 from compress.lowrank.measuring import measure_inputs
 from compress.lowrank.modules import Unit, units_of
 from compress.lowrank.planning import COMMAND, choose_ranks, rows_of, units_of_plan
 from compress.lowrank.preparing import Job
 from compress.lowrank.spectra import few_tokens, measure_spectra
+from compress.lowrank.spreading import spread_by_trials
 from compress.lowrank.statistics import gram_dtype
-from compress.lowrank.store import StatisticsStore
+from compress.lowrank.store import BlockFiles, StatisticsStore
+from compress.lowrank.trials import Trials
 
 _FILE = "planned.json"
 
@@ -33,13 +36,13 @@ class Planned:
         plan: its rows.
         targets: units that become factors, with ranks.
         store: statistics of the inputs, where the method has any.
-        gradients: of kfac: layer -> Γ.
+        gradients: of kfac: Γ of each layer, by block.
     """
 
     plan: Plan
     targets: Targets
     store: StatisticsStore | None = None
-    gradients: dict[str, Tensor] | None = None
+    gradients: BlockFiles | None = None
 
 
 def read_given(job: Job, plan: str | Path | Plan | None) -> Planned | None:
@@ -82,7 +85,7 @@ def make_plan(job: Job, given: Planned | None, workspace: Workspace) -> Planned:
     return Planned(made, Targets.of(units, ranks), store, gradients)
 
 
-def _new(job: Job, store: StatisticsStore | None, gradients: dict[str, Tensor] | None) -> Plan:
+def _new(job: Job, store: StatisticsStore | None, gradients: BlockFiles | None) -> Plan:
     settings = job.settings
     matrices, inputs = _reached(job, store)
     units = units_of(matrices, settings.share, inputs)
@@ -98,7 +101,11 @@ def _new(job: Job, store: StatisticsStore | None, gradients: dict[str, Tensor] |
             progress=job.progress,
         )
     parameters = job.source.parameters_on_disk()
-    ranks, facts = choose_ranks(units, energies, settings, parameters)
+    if settings.tries:
+        assert store is not None
+        ranks, facts = _by_trials(job, units, energies, store)
+    else:
+        ranks, facts = choose_ranks(units, energies, settings, parameters)
     if store is not None:
         job.notes.extend(few_tokens(units, store, settings))
     name, value = settings.size
@@ -137,7 +144,7 @@ def _reached(job: Job, store: StatisticsStore | None) -> tuple[list[Any], dict[s
 
 def _measured(
     job: Job, matrices: Sequence[Any], workspace: Workspace
-) -> tuple[StatisticsStore | None, dict[str, Tensor] | None]:
+) -> tuple[StatisticsStore | None, BlockFiles | None]:
     """The statistics of the inputs, and for kfac the output gradients."""
     settings = job.settings
     if not settings.measures:
@@ -152,8 +159,44 @@ def _measured(
             _measure(job, matrices, store)
         if settings.save_stats is not None:
             store.copy_to(Path(settings.save_stats))
-    gradients = None
-    return store, gradients
+    return store, _gradients(job, matrices, workspace)
+
+
+def _gradients(job: Job, matrices: Sequence[Any], workspace: Workspace) -> BlockFiles | None:
+    """The output gradients that kfac needs; those of an interrupted run are kept."""
+    if job.settings.method != "kfac":
+        return None
+    files = BlockFiles(workspace.path / "gradients")
+    if any(block not in files for block in {m.block for m in matrices}):
+        measure_gradients(
+            job.source,
+            matrices,
+            job.batches[: job.settings.gradient_samples],
+            files,
+            seed=job.settings.seed,
+            device=job.device,
+            dtype=job.running,
+            progress=job.progress,
+        )
+    return files
+
+
+def _by_trials(
+    job: Job, units: Sequence[Unit], energies: dict[str, Tensor], store: StatisticsStore
+) -> tuple[list[int], dict[str, Any]]:
+    """Ranks by the rules that try whole models."""
+    trials = Trials(
+        job.source,
+        units,
+        store,
+        job.settings,
+        job.batches[: job.settings.trial_samples],
+        device=job.device,
+        dtype=job.running,
+        progress=job.progress,
+    )
+    parameters = job.source.parameters_on_disk()
+    return spread_by_trials(trials, units, energies, job.settings, parameters)
 
 
 def _measure(job: Job, matrices: Sequence[Any], store: StatisticsStore) -> None:

@@ -14,6 +14,7 @@ from compress.checkpoints.plan import Plan
 from compress.errors import RequestError, near_names
 from compress.lowrank import allocation
 from compress.lowrank.allocation import DENSE, Item, Unreachable
+from compress.lowrank.allocators import svdllm_v2
 from compress.lowrank.modules import Unit
 from compress.lowrank.settings import FIXED, LowRankSettings
 from compress.lowrank.spectra import errors_at
@@ -106,7 +107,9 @@ def _within(
     settings: LowRankSettings,
     keep: float,
 ) -> tuple[list[int], dict[str, Any]]:
-    items = items_of(units, energies, settings, all_ranks=rule in ("uniform", "energy"))
+    items = items_of(
+        units, energies, settings, all_ranks=rule in ("uniform", "energy", "svdllm-v2")
+    )
     budget = int(keep * sum(unit.dense for unit in units) + 1e-9)
     try:
         if rule == "uniform":
@@ -114,6 +117,11 @@ def _within(
         if rule == "energy":
             ranks, level = allocation.energy_within(items, keep)
             return ranks, {"energy": level}
+        if rule == "svdllm-v2":
+            kinds = [unit.name.rpartition(".")[2] for unit in units]
+            even = allocation.uniform(items, keep)
+            losses = [item.error(rank) ** 0.5 for item, rank in zip(items, even, strict=True)]
+            return svdllm_v2(items, kinds, losses, keep), {}
         spread = allocation.greedy if rule == "greedy" else allocation.knapsack
         return spread(items, budget), {}
     except Unreachable as error:

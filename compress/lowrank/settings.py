@@ -128,7 +128,8 @@ class LowRankSettings:
         """Whether the dense model's inputs of the layers are needed before ranks are spread."""
         kept = self.save_stats is not None or self.load_stats is not None
         spreads = self.rule not in ("fixed", "file")
-        return kept or self.method in ("asvd", "whiten", "kfac") or (self.sequential and spreads)
+        needs = self.method in ("asvd", "whiten", "kfac") or self.tries
+        return kept or needs or (self.sequential and spreads)
 
     @property
     def sequential(self) -> bool:

@@ -14,7 +14,7 @@ from compress.checkpoints.source import Source
 from compress.lowrank.modules import Unit
 from compress.lowrank.settings import LowRankSettings
 from compress.lowrank.statistics import Inputs, shrinkage
-from compress.lowrank.store import StatisticsStore
+from compress.lowrank.store import BlockFiles, StatisticsStore
 from compress.lowrank.truncate import scaled_gram, shrunk, spectrum
 from compress.progress import Progress
 
@@ -92,7 +92,7 @@ def measure_spectra(
     store: StatisticsStore | None,
     settings: LowRankSettings,
     *,
-    gradients: Mapping[str, Tensor] | None = None,
+    gradients: BlockFiles | None = None,
     device: str = "cpu",
     progress: Progress,
 ) -> dict[str, Tensor]:
@@ -103,7 +103,7 @@ def measure_spectra(
         units: what gets ranks.
         store: statistics of the inputs; None for plain SVD.
         settings: method, shrinkage, mean correction.
-        gradients: of kfac: layer -> Γ.
+        gradients: of kfac: Γ of each layer, by block.
         device: where it is computed.
         progress: told of each block.
 
@@ -115,12 +115,13 @@ def measure_spectra(
     found: dict[str, Tensor] = {}
     for block, tensors in weights.each(blocks, progress, "spectra"):
         known = store.inputs(block) if store is not None else {}
+        gammas = gradients.read(block) if gradients is not None else None
         for unit in (u for u in units if u.block == block):
             centre = settings.mean_correction and has_bias(unit, tensors)
             gram = gram_of(known.get(unit.name), settings, centre=centre)
             weight = stacked(unit, tensors).double()
-            if gradients is not None:
-                weight = half(output_gram(unit, gradients).to(weight.device)) @ weight
+            if gammas is not None:
+                weight = half(output_gram(unit, gammas).to(weight.device)) @ weight
             gram = None if gram is None else gram.to(weight.device)
             found[unit.name] = spectrum(weight, gram, values_only=True).energy.cpu()
     return found
