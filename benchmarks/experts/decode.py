@@ -3,7 +3,7 @@
     python benchmarks/experts/decode.py --place DIR --output decode.json [MODEL ...]
 
 A randomly initialised Qwen2-MoE, large enough that its layers and not their launches take the time
-(six layers of 32 experts of 512 beside a shared one of 1,024, hidden 768; 1.0 GB in float32), and
+(four layers of 24 experts of 384 beside a shared one of 768, hidden 512; 0.25 GB in float32), and
 any MODEL named, have all their expert layers condensed, with as many experts as a token is routed
 to (SR) and with the shared one alone (S). Original and condensed models then decode in turns in one
 process, at batch 1 and 16; thread time on a CPU, one thread. The original runs as transformers does
@@ -33,9 +33,9 @@ def write_model(place: Path) -> None:
     """Write the random model."""
     torch.manual_seed(0)
     config = Qwen2MoeConfig(
-        vocab_size=2048, hidden_size=768, num_hidden_layers=6, num_attention_heads=12,
-        num_key_value_heads=4, intermediate_size=1024, moe_intermediate_size=512,
-        shared_expert_intermediate_size=1024, num_experts=32, num_experts_per_tok=4,
+        vocab_size=2048, hidden_size=512, num_hidden_layers=4, num_attention_heads=8,
+        num_key_value_heads=4, intermediate_size=768, moe_intermediate_size=384,
+        shared_expert_intermediate_size=768, num_experts=24, num_experts_per_tok=4,
         max_position_embeddings=512, tie_word_embeddings=True, norm_topk_prob=True,
     )  # fmt: skip
     Qwen2MoeForCausalLM(config).save_pretrained(place)
@@ -81,7 +81,7 @@ def main() -> None:
     if not random.is_dir():
         write_model(random)
     results = {}
-    for path in (random, *options.models):
+    for path in (*options.models, random):
         paths = {"original": path}
         for name, experts in (("SR", None), ("S", 0)):
             paths[name] = options.place / f"{path.name}-{name}"

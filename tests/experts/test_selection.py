@@ -1,6 +1,7 @@
 """Products, constants, selections and the refit against what is computed directly."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from compress.experts.condensing import Recipe, condense_layer
 from compress.experts.divergence import greedy_divergence, js_divergence
 from compress.experts.layers import apply_mlp
 from compress.experts.refit import normal_equations, ridge_refit
+from compress.experts.searching import DENSE, Scorer
 from compress.experts.selection import (
     SCORES,
     by_score,
@@ -275,3 +277,24 @@ def test_texts_count_alike_however_long_they_are(drawn):
         assert kept == [int(means.argmin())]
         picks.add(kept[0])
     assert len(picks) > 1  # else the weights would show nothing
+
+
+def test_the_search_counts_texts_alike_and_padding_not_at_all():
+    """js-hidden is the mean over texts of their means; the others are means over tokens."""
+    g = torch.Generator().manual_seed(0)
+    dense, other = torch.randn(2, 2, 6, 9, generator=g)
+    mask = torch.tensor([[1] * 6, [0] * 4 + [1] * 2])
+    batch = {"input_ids": torch.randint(9, (2, 6), generator=g), "attention_mask": mask}
+    values = {}
+    for metric in ("js-hidden", "kl-logits"):
+        scorer = Scorer(metric, [batch])
+        for stream, value in ((DENSE, dense), ("new", other)):
+            scorer.hidden = value
+            scorer(stream, 0, SimpleNamespace(logits=value))
+        values[metric] = scorer.values()["new"]
+        assert scorer.values()[DENSE] == pytest.approx(0.0, abs=1e-6)
+    each = js_divergence(dense, other)
+    assert values["js-hidden"] == pytest.approx(float(each[0].mean() + each[1, 4:].mean()) / 2)
+    p, q = dense.log_softmax(-1), other.log_softmax(-1)
+    kl = (p.exp() * (p - q)).sum(-1)
+    assert values["kl-logits"] == pytest.approx(float(kl[mask.bool()].mean()), rel=1e-5)
