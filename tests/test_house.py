@@ -17,6 +17,7 @@ ORDER = [
     {"study"},
     {"spectra", "sparsity", "experts", "channels", "drought", "lowrank"},
     {"training"},
+    {"jobs"},
     {"calibration"},
     {"evaluation"},
     {"reports"},

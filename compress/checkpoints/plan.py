@@ -17,6 +17,9 @@ from compress.errors import RequestError, near_names
 SCHEMA = 1
 
 
+PLAN_FILE = "plan.json"
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a command will do to one model.

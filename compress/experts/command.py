@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -13,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from compress.checkpoints.placement import resolve_dtype
-from compress.checkpoints.plan import Plan, read_plan
-from compress.checkpoints.save import load, on_disk
-from compress.checkpoints.source import Source, open_source
+from compress.checkpoints.plan import PLAN_FILE, Plan, read_plan
+from compress.checkpoints.save import load
+from compress.checkpoints.source import open_source
 from compress.checkpoints.workspace import Workspace, check_output
-from compress.errors import RequestError, RunError, check_options
-from compress.evaluation.asked import measure_asked, measured_once
-from compress.evaluation.measures import Measures
+from compress.errors import RunError, check_options
+from compress.evaluation.asked import measured_once
 from compress.evaluation.speed import peak_memory
 from compress.experts.checking import check_fewer, check_written
 from compress.experts.choosing import choose_layers, condense_in_sequence
@@ -27,7 +24,7 @@ from compress.experts.drift import layer_drift
 from compress.experts.journal import LayerJournal
 from compress.experts.layers import ExpertLayer
 from compress.experts.preparing import Job, Say, load_data, open_job
-from compress.experts.receipts import COMMAND, PLAN_FILE, Outcome, make_receipt
+from compress.experts.receipts import COMMAND, Outcome, make_receipt
 from compress.experts.result import (
     CondenseResult,
     describe_model,
@@ -37,6 +34,7 @@ from compress.experts.result import (
 from compress.experts.settings import CondenseSettings
 from compress.experts.tuning import check_tuning, fine_tune
 from compress.experts.writing import Layout, plan_layout, write_checkpoint
+from compress.jobs import open_model, place_of, read_back, score
 from compress.progress import Progress, silent
 from compress.reports.clock import Clock
 from compress.reports.receipt import Receipt, write_items
@@ -94,13 +92,11 @@ def cd_moe_condense(
     settings = _settings(options)
     clock = Clock()
     with contextlib.ExitStack() as stack:
-        path = model if isinstance(model, str | Path) else on_disk(model, tokenizer, stack)
-        source = open_source(
-            path, revision=revision, token=token, trust_remote_code=trust_remote_code
-        )
-        if plan_out is not None and not Path(plan_out).absolute().parent.is_dir():
-            raise RequestError(f"`--plan-out {plan_out}`: its directory doesn't exist")
-        place = Path(output) if output is not None and not dry_run else _scratch(stack)
+        source = open_model(
+            stack, model, tokenizer=tokenizer, plan_out=plan_out, revision=revision, token=token,
+            trust_remote_code=trust_remote_code,
+        )  # fmt: skip
+        place = place_of(stack, None if dry_run else output)
         check_output(place, overwrite=overwrite or resume, source=source.directory)
         with clock("load"):
             job = open_job(source, settings, progress, clock)
@@ -121,7 +117,8 @@ def cd_moe_condense(
         )
         if workspace.committed:
             workspace.discard()
-            return CondenseResult(_read_back(place, source), Receipt.read(place), Path(place))
+            done = read_back(place, COMMAND, source)
+            return CondenseResult(done, Receipt.read(place), place)
         try:
             result = _run(job, given, workspace, Path(place), plan_out, dry_run, say)
         except RequestError:
@@ -161,7 +158,7 @@ def _run(
     if dry_run:
         workspace.discard()
         return CondenseResult(made)
-    before = measured_once(workspace.path / BEFORE, lambda: _score(job, source))
+    before = measured_once(workspace.path / BEFORE, lambda: score(job, source))
     with peak_memory(job.device) as writing, job.clock("apply"):
         layout = _write(job, chosen, journal, layout, workspace, dtype)
     job.peak_bytes = max(choosing.peak, writing.peak)
@@ -171,11 +168,11 @@ def _run(
     condensed, training = None, None
     if settings.finetune:
         kept = workspace.path / "condensed.json"
-        condensed = measured_once(kept, lambda: _score(job, open_source(workspace.result)))
+        condensed = measured_once(kept, lambda: score(job, open_source(workspace.result)))
         with job.clock("finetune"):
             training = fine_tune(job, list(rows), workspace, say)
     result = open_source(workspace.result)
-    after = _score(job, result)
+    after = score(job, result)
     with job.clock("evaluate"):
         place = workspace.path / "drift"
         drift = layer_drift(source, result, job.batches[0], place, job.options)
@@ -251,28 +248,6 @@ def _plan_options(job: Job, layout: Layout) -> dict[str, Any]:
         **({"speed": job.pace.measured} if job.pace else {}),
         "usage": job.usage,
     }
-
-
-def _score(job: Job, source: Source) -> Measures:
-    return measure_asked(
-        source,
-        job.request,
-        job.settings,
-        device=job.device,
-        dtype=resolve_dtype(job.settings.dtype),
-        token_limit=job.source.token_limit(),
-        clock=job.clock,
-        progress=job.progress,
-    )
-
-
-def _read_back(place: Path, source: Source) -> Plan:
-    stored = json.loads((Path(place) / PLAN_FILE).read_text(encoding="utf-8"))
-    return Plan(COMMAND, source.digest(), stored["rows"], stored.get("options") or {})
-
-
-def _scratch(stack: contextlib.ExitStack) -> Path:
-    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compress-"))) / "out"
 
 
 def _settings(options: Mapping[str, Any]) -> CondenseSettings:

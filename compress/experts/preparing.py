@@ -16,7 +16,7 @@ from compress.checkpoints.source import Source
 from compress.checkpoints.walk import WalkReport
 from compress.data.batching import CalibrationReport
 from compress.errors import RequestError
-from compress.evaluation.measures import Request, check_request
+from compress.evaluation.measures import Request
 from compress.experts.fewer import fewer_fields
 from compress.experts.layers import ExpertLayer, find_layers
 from compress.experts.searching import Step
@@ -26,6 +26,7 @@ from compress.experts.settings import (
     candidates,
     check_experts,
 )
+from compress.jobs import request_of
 from compress.progress import Progress
 from compress.reports.clock import Clock
 
@@ -82,16 +83,7 @@ def open_job(source: Source, settings: CondenseSettings, progress: Progress, clo
     """Check all that can be checked without calibration text, every weight included."""
     device = resolve_device(settings.device)
     resolve_dtype(settings.dtype)
-    request = check_request(
-        ppl=settings.ppl,
-        tasks=settings.tasks,
-        task_dirs=settings.task_dirs,
-        source=source,
-        seqlen=settings.eval_seqlen,
-        stride=settings.stride,
-        registry=settings.registry,
-        seed=settings.seed,
-    )
+    request = request_of(settings, source)
     model = skeleton(source)
     anatomy = read_anatomy(model)
     layers = find_layers(model, anatomy)

@@ -13,10 +13,10 @@ from compress.evaluation.measures import Measures, compare
 from compress.experts.layers import ExpertLayer
 from compress.experts.preparing import Job
 from compress.experts.writing import Layout
+from compress.jobs import receipt_of
 from compress.reports.receipt import Receipt
 
 COMMAND = "cd-moe-condense"
-PLAN_FILE = "plan.json"
 
 
 @dataclass(frozen=True)
@@ -47,20 +47,13 @@ def make_receipt(job: Job, made: Outcome) -> Receipt:
     plan = made.plan
     with job.clock("save"):
         counts = [census(source, job.progress) for source in (job.source, made.result)]
-    return Receipt.build(
-        COMMAND,
-        seed=job.settings.seed,
-        device=job.device,
+    return receipt_of(
+        job,
+        plan,
+        made.before,
+        made.after,
+        (counts[0]._asdict(), counts[1]._asdict()),
         settings={**job.settings.as_dict(), "experts": job.experts},
-        model={
-            "source": job.source.name,
-            "architecture": job.source.model_class().__name__,
-            "digest": job.source.digest(),
-        },
-        plan={"file": PLAN_FILE, "digest": plan.digest(), "rows": len(plan.rows)},
-        before={**counts[0]._asdict(), **made.before.as_receipt()},
-        after={**counts[1]._asdict(), **made.after.as_receipt()},
-        comparison=compare(made.before, made.after),
         cost={
             "seconds": job.clock.seconds,
             "peak_bytes": job.peak_bytes,

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.checkpoints.plan import Plan
-from compress.checkpoints.save import load, on_disk
-from compress.checkpoints.source import Source, open_source
+from compress.checkpoints.save import load
 from compress.checkpoints.workspace import Workspace, check_output
 from compress.errors import RequestError, check_options
 from compress.evaluation.asked import measured_once
-from compress.lowrank.finishing import PLAN_FILE, complete, score
+from compress.jobs import open_model, place_of, read_back, score
+from compress.lowrank.finishing import complete
 from compress.lowrank.planned import Planned, make_plan, read_given
 from compress.lowrank.planning import COMMAND
 from compress.lowrank.preparing import Job, Say, load_data, open_job
@@ -89,13 +87,11 @@ def lowrank_svd(
     settings = _settings(options)
     clock = Clock()
     with contextlib.ExitStack() as stack:
-        path = model if isinstance(model, str | Path) else on_disk(model, tokenizer, stack)
-        source = open_source(
-            path, revision=revision, token=token, trust_remote_code=trust_remote_code
-        )
-        if plan_out is not None and not Path(plan_out).absolute().parent.is_dir():
-            raise RequestError(f"`--plan-out {plan_out}`: its directory doesn't exist")
-        place = Path(output) if output is not None and not dry_run else _scratch(stack)
+        source = open_model(
+            stack, model, tokenizer=tokenizer, plan_out=plan_out, revision=revision, token=token,
+            trust_remote_code=trust_remote_code,
+        )  # fmt: skip
+        place = place_of(stack, None if dry_run else output)
         check_output(place, overwrite=overwrite or resume, source=source.directory)
         with clock("load"):
             job = open_job(source, settings, progress, clock)
@@ -114,7 +110,9 @@ def lowrank_svd(
         )
         if workspace.committed:
             workspace.discard()
-            return LowRankResult(_read_back(place, source), Receipt.read(place), Path(place))
+            return LowRankResult(
+                read_back(place, COMMAND, source), Receipt.read(place), Path(place)
+            )
         result = _run(job, given, workspace, place, plan_out, dry_run, resume, say)
         if dry_run or output is not None:
             return result
@@ -168,15 +166,6 @@ def _fingerprint(job: Job, given: Planned | None) -> dict[str, Any]:
         "data": job.data.digest if job.data else None,
         "options": job.settings.as_dict(),
     }
-
-
-def _read_back(place: Path, source: Source) -> Plan:
-    stored = json.loads((Path(place) / PLAN_FILE).read_text(encoding="utf-8"))
-    return Plan(COMMAND, source.digest(), stored["rows"], stored.get("options") or {})
-
-
-def _scratch(stack: contextlib.ExitStack) -> Path:
-    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compress-"))) / "out"
 
 
 def _settings(options: Mapping[str, Any]) -> LowRankSettings:

@@ -7,23 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from compress.checkpoints.census import Census, census
-from compress.checkpoints.placement import resolve_dtype
-from compress.checkpoints.plan import Plan
+from compress.checkpoints.plan import PLAN_FILE, Plan
 from compress.checkpoints.source import Source, open_source
 from compress.checkpoints.workspace import Workspace
-from compress.evaluation.asked import measure_asked
-from compress.evaluation.measures import Measures, compare
+from compress.evaluation.measures import Measures
+from compress.jobs import receipt_of, score
 from compress.lowrank.applying import Targets, factor_blocks, factor_in_sequence
 from compress.lowrank.factors import common_facts
 from compress.lowrank.planned import Planned
-from compress.lowrank.planning import COMMAND
 from compress.lowrank.preparing import Job
 from compress.lowrank.result import LowRankResult, kept_share
 from compress.lowrank.store import BlockFiles
 from compress.lowrank.writing import write_checkpoint
 from compress.reports.receipt import Receipt, write_items
 
-PLAN_FILE = "plan.json"
 LOADING = (
     "loading needs `import compress`; `compress export --to stock` multiplies the factors out, "
     "which is as large and as slow as before"
@@ -58,20 +55,6 @@ def complete(
     return LowRankResult(made, receipt, output, None, before, after)
 
 
-def score(job: Job, source: Source) -> Measures:
-    """Score a checkpoint as the options ask."""
-    return measure_asked(
-        source,
-        job.request,
-        job.settings,
-        device=job.device,
-        dtype=resolve_dtype(job.settings.dtype),
-        token_limit=job.source.token_limit(),
-        clock=job.clock,
-        progress=job.progress,
-    )
-
-
 def _with_facts(
     plan: Plan, targets: Targets, files: BlockFiles
 ) -> tuple[Plan, list[dict[str, Any]]]:
@@ -96,20 +79,12 @@ def _receipt(
 ) -> Receipt:
     with job.clock("save"):
         counts = [census(source, job.progress) for source in (job.source, result)]
-    return Receipt.build(
-        COMMAND,
-        seed=job.settings.seed,
-        device=job.device,
-        settings=job.settings.as_dict(),
-        model={
-            "source": job.source.name,
-            "architecture": job.source.model_class().__name__,
-            "digest": job.source.digest(),
-        },
-        plan={"file": PLAN_FILE, "digest": plan.digest(), "rows": len(plan.rows)},
-        before={**counts[0]._asdict(), **before.as_receipt()},
-        after={**counts[1]._asdict(), **after.as_receipt()},
-        comparison=compare(before, after),
+    return receipt_of(
+        job,
+        plan,
+        before,
+        after,
+        (counts[0]._asdict(), counts[1]._asdict()),
         cost={
             "seconds": job.clock.seconds,
             "peak_bytes": job.peak_bytes,

@@ -18,7 +18,8 @@ from compress.checkpoints.record import config_of
 from compress.checkpoints.source import Source
 from compress.data.batching import CalibrationReport
 from compress.errors import RequestError
-from compress.evaluation.measures import Request, check_request
+from compress.evaluation.measures import Request
+from compress.jobs import request_of
 from compress.lowrank.modules import Chosen, choose, units_of
 from compress.lowrank.planning import check_reachable
 from compress.lowrank.settings import LowRankSettings
@@ -76,18 +77,8 @@ def open_job(source: Source, settings: LowRankSettings, progress: Progress, cloc
     device = resolve_device(settings.device)
     resolve_dtype(settings.dtype)
     resolve_dtype(settings.factor_dtype)
-    request = check_request(
-        ppl=settings.ppl,
-        tasks=settings.tasks,
-        task_dirs=settings.task_dirs,
-        source=source,
-        seqlen=settings.eval_seqlen,
-        stride=settings.stride,
-        registry=settings.registry,
-        seed=settings.seed,
-        wer=settings.wer,
-        resample=settings.resample,
-        limit=settings.limit,
+    request = request_of(
+        settings, source, wer=settings.wer, resample=settings.resample, limit=settings.limit
     )
     model = skeleton(source)
     anatomy = read_anatomy(model)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.checkpoints.plan import Plan, read_plan
-from compress.checkpoints.save import load, on_disk
-from compress.checkpoints.source import open_source
+from compress.checkpoints.plan import PLAN_FILE, Plan, read_plan
+from compress.checkpoints.save import load
 from compress.checkpoints.workspace import Workspace, check_output, partial_path
 from compress.errors import RequestError, check_options
 from compress.evaluation.asked import measured_once
 from compress.evaluation.measures import Measures
+from compress.jobs import open_model, place_of, score
 from compress.numerics.ranks import joined
 from compress.progress import Progress, silent
 from compress.reports.clock import Clock
@@ -24,7 +23,7 @@ from compress.reports.receipt import Receipt
 from compress.sparsity import planning
 from compress.sparsity.allocation_checks import ROW_METHODS
 from compress.sparsity.apply import prune
-from compress.sparsity.finishing import PLAN_FILE, allocation_told, complete, score
+from compress.sparsity.finishing import allocation_told, complete
 from compress.sparsity.patterns import mixed_note
 from compress.sparsity.planned import Planned, kept
 from compress.sparsity.preparing import Job, Say, load_data, open_job
@@ -89,13 +88,11 @@ def alpha_prune(
         team = stack.enter_context(joined(settings.device))
         if not team.first:
             progress, say = silent, _mute
-        path = model if isinstance(model, (str, Path)) else on_disk(model, tokenizer, stack)
-        source = open_source(
-            path, revision=revision, token=token, trust_remote_code=trust_remote_code
-        )
-        if plan_out is not None and not Path(plan_out).absolute().parent.is_dir():
-            raise RequestError(f"`--plan-out {plan_out}`: its directory doesn't exist")
-        wanted = None if dry_run else team.from_first(lambda: _place(output, stack))
+        source = open_model(
+            stack, model, tokenizer=tokenizer, plan_out=plan_out, revision=revision, token=token,
+            trust_remote_code=trust_remote_code,
+        )  # fmt: skip
+        wanted = None if dry_run else team.from_first(lambda: place_of(stack, output))
         if wanted is not None:
             check_output(wanted, overwrite=overwrite or resume, source=source.directory)
         with clock("load"):
@@ -125,13 +122,6 @@ def alpha_prune(
 
 def _mute(text: str) -> None:
     """Say nothing: rank 0 does."""
-
-
-def _place(output: str | Path | None, stack: contextlib.ExitStack) -> Path:
-    """Where the result goes: OUT, or a place for as long as it takes to load it from there."""
-    if output is not None:
-        return Path(output)
-    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compress-"))) / "out"
 
 
 def _settings(options: Mapping[str, Any]) -> AlphaPruneSettings:

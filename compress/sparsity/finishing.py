@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from compress.checkpoints.census import census
-from compress.checkpoints.placement import resolve_dtype
-from compress.checkpoints.plan import Plan
+from compress.checkpoints.plan import PLAN_FILE, Plan
 from compress.checkpoints.source import Source, open_source
 from compress.checkpoints.workspace import Workspace
-from compress.evaluation.asked import measure_asked, measured_once
-from compress.evaluation.measures import Measures, compare
+from compress.evaluation.asked import measured_once
+from compress.evaluation.measures import Measures
+from compress.jobs import receipt_of, score
 from compress.reports.receipt import Receipt, write_items
 from compress.sparsity import planning
 from compress.sparsity.allocators.table import ALLOCATORS, OPTIONS
@@ -21,8 +21,6 @@ from compress.sparsity.apply import Applied, lay_out_rival
 from compress.sparsity.preparing import Job
 from compress.sparsity.result import PruneResult
 from compress.sparsity.rivals import compared
-
-PLAN_FILE = "plan.json"
 
 
 def complete(
@@ -71,24 +69,6 @@ def _score_rivals(job: Job, walked: Applied, workspace: Workspace) -> dict[str, 
     return found
 
 
-def score(job: Job, source: Source, label: str = "") -> Measures:
-    """Score a checkpoint as the options ask; a label names it in the progress."""
-
-    def labelled(task: str, done: int, total: int, note: str = "") -> None:
-        job.progress(f"{task} {label}".rstrip(), done, total, note)
-
-    return measure_asked(
-        source,
-        job.request,
-        job.settings,
-        device=job.device,
-        dtype=resolve_dtype(job.settings.dtype),
-        token_limit=job.source.token_limit(),
-        clock=job.clock,
-        progress=labelled,
-    )
-
-
 def _receipt(
     job: Job,
     plan: Plan,
@@ -100,20 +80,13 @@ def _receipt(
 ) -> Receipt:
     with job.clock("save"):
         counts = [census(source, job.progress)._asdict() for source in (job.source, pruned)]
-    return Receipt.build(
-        planning.COMMAND,
-        seed=job.settings.seed,
-        device=job.device,
+    return receipt_of(
+        job,
+        plan,
+        before,
+        after,
+        (counts[0], counts[1]),
         settings=_effective(job, plan),
-        model={
-            "source": job.source.name,
-            "architecture": job.source.model_class().__name__,
-            "digest": job.source.digest(),
-        },
-        plan={"file": PLAN_FILE, "digest": plan.digest(), "rows": len(plan.rows)},
-        before={**counts[0], **before.as_receipt()},
-        after={**counts[1], **after.as_receipt()},
-        comparison=compare(before, after),
         cost={
             "seconds": job.clock.seconds,
             "peak_bytes": walked.peak_bytes,

@@ -16,7 +16,8 @@ from compress.checkpoints.placement import resolve_device, resolve_dtype
 from compress.checkpoints.source import Source
 from compress.data.batching import CalibrationReport, split_batches
 from compress.errors import RequestError
-from compress.evaluation.measures import Request, check_request
+from compress.evaluation.measures import Request
+from compress.jobs import request_of
 from compress.numerics.ranks import Team
 from compress.progress import Progress
 from compress.reports.clock import Clock
@@ -56,16 +57,7 @@ def open_job(
         )
     device = team.device(resolve_device(settings.device))
     resolve_dtype(settings.dtype)
-    request = check_request(
-        ppl=settings.ppl,
-        tasks=settings.tasks,
-        task_dirs=settings.task_dirs,
-        source=source,
-        seqlen=settings.eval_seqlen,
-        stride=settings.stride,
-        registry=settings.registry,
-        seed=settings.seed,
-    )
+    request = request_of(settings, source)
     anatomy = read_anatomy(skeleton(source))
     matrices = planning.choose_matrices(anatomy, settings.skip)
     if team.first:
