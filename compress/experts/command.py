@@ -15,7 +15,7 @@ from compress.checkpoints.plan import PLAN_FILE, Plan, read_plan
 from compress.checkpoints.save import load
 from compress.checkpoints.source import open_source
 from compress.checkpoints.workspace import Workspace, check_output
-from compress.errors import RunError, check_options
+from compress.errors import RequestError, RunError, check_options
 from compress.evaluation.asked import measured_once
 from compress.evaluation.speed import peak_memory
 from compress.experts.checking import check_fewer, check_written
