@@ -101,9 +101,14 @@ def test_one_shot_masks_beat_uniform_l1_and_the_network_comes_back(work, tmp_pat
     assert found.epoch == first  # chosen on validation
 
 
+@pytest.fixture(scope="module")
+def whole(work, tmp_path_factory):
+    """What an uninterrupted search finds."""
+    return _search(work, tmp_path_factory.mktemp("whole"))
+
+
 @pytest.mark.parametrize("step", [4, 17])
-def test_a_killed_search_resumes_to_the_same_bits(work, tmp_path, monkeypatch, step):
-    whole = _search(work, tmp_path / "a")
+def test_a_killed_search_resumes_to_the_same_bits(work, whole, tmp_path, monkeypatch, step):
     with monkeypatch.context() as patch:
         _killing(patch, step)
         with pytest.raises(Killed):

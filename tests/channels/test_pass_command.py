@@ -18,6 +18,8 @@ from compress.training import looping
 QUICK = ["--mask-epochs", "2", "--mask-lr", "0.02", "--hidden", "8", "--batch-size", "50",
          "--calib-samples", "100", "--round-to", "2", "--augment", "crop"]  # fmt: skip
 
+TUNED = ["--finetune-epochs", "1", "--distill", "0.5"]
+
 
 @pytest.fixture(autouse=True)
 def short_timings(monkeypatch):
@@ -95,26 +97,51 @@ def test_a_new_head_for_other_classes(dense, tmp_path):
     assert _receipt(tmp_path / "out")["before"]["accuracy"][str(place)]["top1"] > 0.6
 
 
+@pytest.fixture(scope="module")
+def whole(dense, digits, tmp_path_factory):
+    """What an uninterrupted run makes."""
+    place = tmp_path_factory.mktemp("whole") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("compress.channels.measuring._ROUNDS", 2)
+        assert call(_command(dense, place, digits, *TUNED)) == 0
+    return place
+
+
 @pytest.mark.parametrize(("stage", "step"), [("searching", 5), ("tuning", 3)])
-def test_a_killed_command_resumes_to_the_same_bytes(dense, digits, tmp_path, monkeypatch, stage,
-                                                    step):  # fmt: skip
+def test_a_killed_command_resumes_to_the_same_bytes(
+    dense, digits, whole, tmp_path, monkeypatch, stage, step
+):
     class Kill(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
             if state.global_step == step:
                 raise KeyboardInterrupt
 
     real = looping.loop
-    more = ["--finetune-epochs", "1", "--distill", "0.5"]
     module = {"searching": searching, "tuning": tuning}[stage]
     with monkeypatch.context() as patch:
-        patch.setattr(module, "loop", lambda *args, callbacks=(), **options: real(
-            *args, callbacks=(*callbacks, Kill()), **options))  # fmt: skip
-        assert call(_command(dense, tmp_path / "a", digits, *more)) == 130
+        patch.setattr(
+            module,
+            "loop",
+            lambda *args, callbacks=(), **options: real(
+                *args, callbacks=(*callbacks, Kill()), **options
+            ),
+        )
+        assert call(_command(dense, tmp_path / "a", digits, *TUNED)) == 130
     assert not (tmp_path / "a").exists()
-    assert call(_command(dense, tmp_path / "a", digits, *more, "--resume")) == 0
-    assert call(_command(dense, tmp_path / "b", digits, *more)) == 0
+    assert call(_command(dense, tmp_path / "a", digits, *TUNED, "--resume")) == 0
     for name in ("model.safetensors", "plan.json", "config.json", "prompt.safetensors"):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+        assert (tmp_path / "a" / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_plans_of_l1_know_no_batch_size(dense, digits):
+    from compress.channels.command import pass_prune
+
+    digests = {
+        pass_prune(dense, data=digits, keep=0.5, method="l1", dry_run=True, batch_size=size, round_to=2)
+        .plan.digest()
+        for size in (16, 50)
+    }  # fmt: skip
+    assert len(digests) == 1
 
 
 def test_two_processes_make_what_one_makes(dense, digits, tmp_path):
