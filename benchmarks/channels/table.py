@@ -9,7 +9,7 @@ STAGES = ("cut", "repaired", "tuned")
 
 
 def print_tables(lines: list[dict]) -> None:
-    """Print accuracy by arm and share, the price of the search, and speed beside MACs."""
+    """Print accuracy by arm and share, paired differences, and the price of the search."""
     dense = {line["seed"]: line for line in lines if line["arm"] == "dense"}
     cells: dict[tuple[float, str], list[dict]] = defaultdict(list)
     for line in lines:
@@ -20,15 +20,15 @@ def print_tables(lines: list[dict]) -> None:
     print(f"dense: {', '.join(f'{a:.1f}' for a in accuracies)} % top-1 (± {noise:.1f} each)\n")
     for share in sorted({share for share, _ in cells}, reverse=True):
         print(f"**{share:g} of the MACs**\n")
-        print("| arm | seeds | cut | repaired | tuned | MACs | faster, batch 1 | batch 64 |")
-        print("|---|---|---|---|---|---|---|---|")
+        print("| arm | seeds | cut | repaired | tuned | MACs |")
+        print("|---|---|---|---|---|---|")
         for (own, arm), found in cells.items():
             if own == share:
                 print(_row(arm, found))
         base = cells.get((share, "l1"))
         if base:
             print(f"| *no search: l1 + BN re-estimation* | {len(base)} |  | "
-                  f"{_mean([_top1(x, 'repaired') for x in base])} |  |  |  |  |")  # fmt: skip
+                  f"{_mean([_top1(x, 'repaired') for x in base])} |  |  |")  # fmt: skip
         print()
     _paired(cells)
     _costs(cells, dense)
@@ -37,10 +37,7 @@ def print_tables(lines: list[dict]) -> None:
 def _row(arm: str, found: list[dict]) -> str:
     stages = " | ".join(_mean([_top1(x, stage) for x in found]) for stage in STAGES)
     macs = sum(x["macs"] for x in found) / len(found)
-    fast = " | ".join(
-        f"{sum(x['faster'][size] for x in found) / len(found):.2f}x" for size in ("1", "64")
-    )
-    return f"| {arm} | {len(found)} | {stages} | {macs:.3f} | {fast} |"
+    return f"| {arm} | {len(found)} | {stages} | {macs:.3f} |"
 
 
 def _top1(line: dict, stage: str) -> float:

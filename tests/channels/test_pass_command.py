@@ -136,11 +136,8 @@ def test_a_killed_command_resumes_to_the_same_bytes(
 def test_plans_of_l1_know_no_batch_size(dense, digits):
     from compress.channels.command import pass_prune
 
-    digests = {
-        pass_prune(dense, data=digits, keep=0.5, method="l1", dry_run=True, batch_size=size, round_to=2)
-        .plan.digest()
-        for size in (16, 50)
-    }  # fmt: skip
+    options = {"data": digits, "keep": 0.5, "method": "l1", "round_to": 2, "dry_run": True}
+    digests = {pass_prune(dense, batch_size=size, **options).plan.digest() for size in (16, 50)}
     assert len(digests) == 1
 
 
