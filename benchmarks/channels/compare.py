@@ -4,8 +4,9 @@
     python benchmarks/channels/compare.py --table lines.jsonl
 
 A line for each finished cell (seed, share of the MACs, arm): accuracy on the test images after the
-cut, after batch-norm re-estimation and after fine-tuning, widths, CPU seconds of choosing. Run it again and it goes on where it was. Masks are searched on train and chosen
-on validation; the test images are looked at for the figures alone.
+cut, after batch-norm re-estimation and after fine-tuning, widths, CPU seconds of choosing. Run it
+again and it goes on where it was. Masks are searched on train and chosen on validation; the test
+images are looked at for the figures alone.
 """
 
 from __future__ import annotations
