@@ -126,6 +126,8 @@ class _Axes:
 def measure_costs(model: nn.Module, example: Tensor, groups: Sequence[Group]) -> Costs:
     """Read off one forward pass where each layer is applied, and how its size follows the groups.
 
+    What the counter counts beside that is taken to stay as it is.
+
     Args:
         model: the dense model; it is left as it was.
         example: pixel values [B, 3, H, W]; costs are those of one image.
@@ -148,6 +150,10 @@ def measure_costs(model: nn.Module, example: Tensor, groups: Sequence[Group]) ->
             seen.add(name)
     parameters += _others(model, axes, seen)
     macs += _products(model, axes, applied)
+    made = _costs(groups, axes, macs, parameters)
+    unseen = counted_macs(model, example) - float(made.macs_of(made.widths))
+    if unseen > 0:  # products that no layer holds, such as attention written otherwise
+        macs.append((unseen, 0, 0))
     return _costs(groups, axes, macs, parameters)
 
 

@@ -182,7 +182,8 @@ def _module_member(module: nn.Module, name: str, writes: bool, positions: Tensor
     if isinstance(module, nn.GroupNorm):
         raise NotCut(name, "a group norm's groups are of a fixed number of channels")
     own = {tuple(p.shape) for p in module.parameters(recurse=False)}
-    if len(own) == 1 and len(next(iter(own))) == 1 and not any(module.children()):
+    plain = not any(True for child in module.children() for _ in child.parameters())
+    if len(own) == 1 and len(next(iter(own))) == 1 and plain:  # an activation may be inside
         return Member(name, "out", "norm", positions)
     raise NotCut(name, f"a {type(module).__name__} can't be cut")
 

@@ -29,6 +29,11 @@ def read_config(directory: Path, trust_remote_code: bool) -> PretrainedConfig:
     _check_quantization(path, raw)
     try:
         return AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
+    except ImportError as error:
+        raise RequestError(
+            f"`{path}`: {first_line(error).partition(' but ')[0]}, which isn't installed",
+            "install it, or take a checkpoint of transformers' own class of this network",
+        ) from error
     except Exception as error:
         raise RequestError(f"`{path}` is not usable: {first_line(error)}") from error
 

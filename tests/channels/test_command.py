@@ -300,3 +300,17 @@ def test_all_faults_of_the_options_are_told_at_once():
         PruneSettings(method="l3", repair="glue", min_keep=3).resolved()
     for word in ("l3", "glue", "min-keep", "no budget"):
         assert word in caught.value.message
+
+
+def test_a_timm_model_without_timm_is_one_line(tmp_path, resnet, capsys):
+    import transformers
+
+    if transformers.utils.is_timm_available():
+        pytest.skip("timm is installed")
+    config = {"model_type": "timm_wrapper", "architecture": "resnet18", "num_classes": 5,
+              "architectures": ["TimmWrapperForImageClassification"]}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    line = ["pass-prune", str(tmp_path), "-o", str(tmp_path / "out"), "--keep", "0.5"]
+    assert call([*line, "--method", "l1", "--repair", "none"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert "requires the timm library, which isn't installed" in said[0]

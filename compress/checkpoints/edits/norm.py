@@ -55,7 +55,8 @@ def _width(old: nn.Module, where: str) -> int:
     shapes = {tuple(p.shape) for p in old.parameters()}
     shapes |= {tuple(b.shape) for b in old.buffers() if b.dim()}
     shape = tuple(getattr(old, "normalized_shape", ())) or (shapes.pop() if shapes else ())
-    if len(shape) != 1 or (shapes and shapes != {shape}) or any(old.children()):
+    plain = not any(True for child in old.children() for _ in child.parameters())
+    if len(shape) != 1 or (shapes and shapes != {shape}) or not plain:
         refuse("norm", old, where, "layer, RMS and batch norms, which hold one number a feature")
     return int(shape[0])
 
