@@ -210,7 +210,10 @@ def command(as_json: bool, quiet: bool, **given: Any) -> None:
             from compress.drought.predicting import predict_side
 
             same = ("series", "texts", "impact", "regions", "fill", "device")
-            found = predict_side(model, progress=out.progress, **{k: given[k] for k in same})
+            other = None if given["encoder"] == "tfidf" else given["encoder"]
+            found = predict_side(
+                model, progress=out.progress, encoder=other, **{k: given[k] for k in same}
+            )
             out.result(found.as_dict(), found.render())
             return
         if given["output"] is None and not given["dry_run"]:

@@ -31,7 +31,7 @@ from compress.drought.writing import write_result
 from compress.errors import RunError, check_options
 from compress.progress import Progress, silent
 from compress.reports.clock import Clock
-from compress.reports.receipt import Receipt
+from compress.reports.receipt import Receipt, write_items
 
 COMMAND = "train-side"
 
@@ -150,6 +150,8 @@ def _run(job: Job, workspace: Workspace) -> tuple[dict[str, Any], Receipt]:
         )  # fmt: skip
     receipt = _receipt(job, report, fits, workspace)
     receipt.write(workspace.result)
+    items = scoring.outcomes(table, estimates, settings.impact_loss)
+    write_items(workspace.result, {k: v for k, v in items.items() if v})
     workspace.commit()
     return report, receipt
 

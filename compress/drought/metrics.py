@@ -160,25 +160,20 @@ def severity_row(
     )
 
 
-def difference(
-    table: WeekTable, first: np.ndarray, second: np.ndarray, horizon: int
-) -> dict[str, Any]:
-    """MAE of `second` minus MAE of `first`, paired by sample, with its block-bootstrap interval.
+def difference(first: np.ndarray, second: np.ndarray, week: np.ndarray) -> dict[str, Any]:
+    """Mean error of `second` minus that of `first`, paired, with its block-bootstrap interval.
 
     Args:
-        table: the place-weeks.
-        first, second: estimates [seeds, W, H]; errors are averaged over seeds by sample.
-        horizon: in weeks.
+        first, second: errors of the same samples [n], each a mean over seeds.
+        week: number of each sample's week, from 0, int64 [n].
     """
-    column = table.horizons.index(horizon)
-    some = samples(table, horizon)
-    errors = [np.abs(e[:, some.rows, column] - some.truth).mean(axis=0) for e in (first, second)]
-    moved = errors[1] - errors[0]
-    draws = block_draws(int(some.week.max()) + 1)
+    moved = np.asarray(second) - np.asarray(first)
+    draws = block_draws(int(week.max()) + 1)
     weeks = draws.shape[1]
-    sums = draws @ np.bincount(some.week, moved, minlength=weeks)
-    counts = draws @ np.bincount(some.week, minlength=weeks)
-    return {"difference": float(moved.mean()), "ci95": list(interval(sums / counts))}
+    sums = draws @ np.bincount(week, moved, minlength=weeks)
+    counts = draws @ np.bincount(week, minlength=weeks)
+    drawn = sums[counts > 0] / counts[counts > 0]
+    return {"difference": float(moved.mean()), "ci95": list(interval(drawn))}
 
 
 def by_group(

@@ -7,6 +7,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from compress.drought.result import ahead
 from compress.drought.scoring import SHOWN
 from compress.reports.pictures import new_figure, save_figure
 
@@ -62,8 +63,8 @@ def draw_series(path: Path, report: Mapping[str, Any], lines: Sequence[Mapping[s
             plot.legend(fontsize=8, loc="upper right")
             at += 1
     _draw_skill(axes[at, 0], report)
-    for number, line in enumerate(report.get("warnings", ())):
-        figure.text(0.01, 0.999 - 0.012 * number, line, color="#b00000", fontsize=8, va="top")
+    if report.get("warnings"):
+        figure.suptitle("\n".join(report["warnings"]), color="#b00000", fontsize=8)
     save_figure(figure, path)
 
 
@@ -81,7 +82,7 @@ def _draw_skill(plot: Any, report: Mapping[str, Any]) -> None:
         if found:
             values = [found[h]["skill"] if h in found else float("nan") for h in rows]
             plot.plot(places, values, mark, label=name, alpha=0.8)
-    plot.set_xticks(list(places), [f"{h} weeks" if h != "0" else "nowcast" for h in rows])
+    plot.set_xticks(list(places), [ahead(h) for h in rows])
     plot.set_ylim(max(min([-0.5, *skill]), -1.0), 1.0)
     plot.set_title("skill against persistence, 95 % block-bootstrap interval", loc="left",
                    fontsize=10)  # fmt: skip

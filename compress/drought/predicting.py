@@ -91,6 +91,7 @@ def predict_side(
     impact: str | Path | None = None,
     regions: tuple[str, ...] = (),
     fill: str | None = None,
+    encoder: str | Path | None = None,
     device: str = "auto",
     progress: Progress = silent,
 ) -> Forecasts:
@@ -101,6 +102,7 @@ def predict_side(
     Args:
         model: a directory that train-side wrote.
         series, texts, impact, regions, fill: as in training.
+        encoder: another directory of the text encoder than `encoder` in the model's.
         device: where it runs.
         progress: told while texts are read.
 
@@ -124,7 +126,7 @@ def predict_side(
         )
     kept = _read_texts(texts, config, read, stored)
     table = _table(read, kept, impact, config)
-    vectors = _vectors(place, config, kept, device, progress)
+    vectors = _vectors(place, config, kept, encoder, device, progress)
     statistics, notes = _statistics(stored, config, table)
     inputs = make_inputs(table, vectors, statistics, config.impact_loss, tuple(config.regions))
     where = resolve_device(device)
@@ -219,18 +221,34 @@ def _table(
 
 
 def _vectors(
-    place: Path, config: SideConfig, texts: Texts, device: str, progress: Progress
+    place: Path,
+    config: SideConfig,
+    texts: Texts,
+    encoder: str | Path | None,
+    device: str,
+    progress: Progress,
 ) -> np.ndarray:
     words = [item.text for item in texts.items]
     if not words:
         return np.zeros((0, config.text_width), np.float32)
     if config.encoder != TFIDF:
-        return embed(open_encoder(place / ENCODER), words, resolve_device(device), progress)
+        own = place / ENCODER if encoder is None else Path(encoder)
+        if not own.is_dir():
+            raise RequestError(
+                f"`{own}` isn't there: a compressed copy of the model comes without its encoder",
+                "add `--encoder DIR`, the `encoder` of the directory that train-side wrote",
+            )
+        vectors = embed(open_encoder(own), words, resolve_device(device), progress)
+        if vectors.shape[1] != config.text_width:
+            raise RequestError(
+                f"`--encoder {own}` gives vectors of {vectors.shape[1]}, the model was trained on "
+                f"{config.text_width}",
+                "give the encoder that it was trained with, compressed or not",
+            )
+        return vectors
     if not (place / HASHED).is_file():
         raise RequestError(f"the model in `{place}` was trained without texts", "leave --texts out")
-    from safetensors.torch import load_file
-
-    return HashedText.from_tensors(load_file(place / HASHED))(words)
+    return HashedText.load(place / HASHED)(words)
 
 
 def _statistics(

@@ -53,7 +53,8 @@ class SideResult:
                 )
             parts.append("\n".join(fmt.wrap(line, fmt.screen_width()) for line in closing))
         if self.receipt is not None and self.receipt.notes:
-            lines = (f"note: {note}" for note in self.receipt.notes)
+            said = self.report.get("warnings", ())
+            lines = (f"note: {note}" for note in self.receipt.notes if note not in said)
             parts.append("\n".join(fmt.wrap(t, fmt.screen_width(), "      ") for t in lines))
         return fmt.fit_encoding("\n\n".join(parts))
 

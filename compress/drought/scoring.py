@@ -77,7 +77,8 @@ def coverage(
         counts = draws @ np.bincount(some.week, minlength=weeks)
         for level, width in widths[str(h)].items():
             inside = (off <= width).astype(np.float64)
-            share = draws @ np.bincount(some.week, inside, minlength=weeks) / counts
+            sums = draws @ np.bincount(some.week, inside, minlength=weeks)
+            share = sums[counts > 0] / counts[counts > 0]
             lines.append(
                 {
                     "horizon": h,
@@ -105,6 +106,31 @@ def severity_report(
         for name, values in baselines.items()
     }
     return own, others
+
+
+def outcomes(table: WeekTable, estimates: Estimates, loss: str) -> dict[str, Any]:
+    """Every test sample's errors, averaged over seeds, so that two runs can be compared in pairs.
+
+    Returns:
+        {"errors": {horizon: absolute errors}, "weeks": {horizon: number of the target's week},
+        "brier": {horizon: squared errors of the chances, NaN-free, [] where impacts aren't
+        known}}; with poisson no "brier".
+    """
+    found: dict[str, Any] = {"errors": {}, "weeks": {}}
+    if table.categories and loss == "bce":
+        found["brier"] = {}
+    for column, h in enumerate(table.horizons):
+        some = metrics.samples(table, h)
+        error = np.abs(estimates.severity[:, some.rows, column] - some.truth).mean(axis=0)
+        found["errors"][str(h)] = error.tolist()
+        found["weeks"][str(h)] = some.week.tolist()
+        if "brier" in found:
+            later = some.rows + h
+            truth = (table.impacts[later] > 0).astype(np.float64)
+            off = ((estimates.impact[:, some.rows, column] - truth) ** 2).mean(axis=(0, 2))
+            whole = bool(table.impacts_known[later].all())
+            found["brier"][str(h)] = off.tolist() if whole else []
+    return found
 
 
 def groups(table: WeekTable, estimates: Estimates) -> dict[str, Any]:

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from compress.drought.command import Job
 
 STATISTICS = "statistics.json"
-HASHED = "text.safetensors"
+HASHED = (
+    "text.npz"  # travels with a compressed copy of the model, which leaves other weights behind
+)
 ENCODER = "encoder"
 PICTURE = "series.png"
 
@@ -61,9 +63,7 @@ def write_result(
             },
         )
         if job.hashed is not None:
-            from safetensors.torch import save_file
-
-            save_file(job.hashed.tensors(), place / HASHED)
+            job.hashed.save(place / HASHED)
         if job.source is not None:
             copy_encoder(job.source, place / ENCODER)
         lines = estimate_lines(job, estimates, widths, inputs)

@@ -101,8 +101,15 @@ def test_the_encoder_goes_along_and_can_be_compressed(files, encoder, tmp_path):
     assert before.report["data"] == after.report["data"]  # the same weeks and samples
     mae = [r.report["skill"]["4"]["persistence_mae"] for r in (before, after)]
     assert mae[0] == mae[1]
-    found = compress.predict_side(tmp_path / "out2", series=series, texts=texts, impact=impact)
+    data = {"series": series, "texts": texts, "impact": impact}
+    found = compress.predict_side(tmp_path / "out2", **data)
     assert len(found.rows) == 4
+    compress.alpha_prune(tmp_path / "out2", tmp_path / "heads", method="magnitude", sparsity=0.1,
+                         allocation="uniform")  # fmt: skip
+    with pytest.raises(RequestError, match="comes without its encoder"):
+        compress.predict_side(tmp_path / "heads", **data)
+    own = tmp_path / "out2" / "encoder"
+    assert len(compress.predict_side(tmp_path / "heads", encoder=own, **data).rows) == 4
 
 
 @pytest.fixture(scope="module")

@@ -230,14 +230,15 @@ def test_the_losses_are_the_definition(files):
     )
 
 
-def test_words_of_later_texts_fit_nothing(files):
+def test_words_of_later_texts_fit_nothing(files, tmp_path):
     data = data_of(files)
     train = [t.text for t in data.texts.items if t.day < data.split.val_from]
     one = HashedText.fit(train)
     assert one(["[simulated] parched days"]).any()
     unseen = one(["zebra xylophone quartz"])
     assert not unseen.any()
-    again = HashedText.from_tensors(one.tensors())
+    one.save(tmp_path / "text.npz")
+    again = HashedText.load(tmp_path / "text.npz")
     assert np.array_equal(again(train[:5]), one(train[:5]))
 
 
@@ -269,7 +270,7 @@ def test_out_holds_what_is_promised(trained):
     place, result = trained
     names = {path.name for path in place.iterdir()}
     assert names >= {
-        "config.json", "model.safetensors", "statistics.json", "text.safetensors", "report.json",
+        "config.json", "model.safetensors", "statistics.json", "text.npz", "report.json",
         "report.html", "receipt.json", "series.png", "estimates.csv",
     }  # fmt: skip
     receipt = json.loads((place / "receipt.json").read_text())
@@ -389,7 +390,7 @@ print(type(model).__module__, type(model).__name__, model.heads.severity.weight.
         assert float(total) == pytest.approx(wanted)
 
 
-def test_the_suite_takes_its_linear_layers_and_lists_the_rest(trained, tmp_path):
+def test_the_suite_takes_its_linear_layers_and_lists_the_rest(trained, files, tmp_path):
     from compress.checkpoints.anatomy import read_anatomy
 
     place, _ = trained
@@ -412,6 +413,12 @@ def test_the_suite_takes_its_linear_layers_and_lists_the_rest(trained, tmp_path)
         SideModel.from_pretrained(place).dynamics.social.weight_ih_l0,
     )
     assert compress.inspect(place).rows
+    thin = compress.lowrank_svd(place, tmp_path / "thin", keep=0.8, method="svd")
+    assert thin.receipt.after.parameters < thin.receipt.before.parameters
+    series, texts, impact = files
+    for name in ("pruned", "thin"):  # a compressed copy estimates as the model itself does
+        found = compress.predict_side(tmp_path / name, series=series, texts=texts, impact=impact)
+        assert len(found.rows) == len(PLACES) * 3
 
 
 def test_report_shows_skill(trained):
