@@ -190,14 +190,14 @@ void watch(const G* __restrict g, T* __restrict v, int64_t n, const T* s, int64_
   for (int64_t start = 0; start < n; start += TILE, g += TILE, v += TILE) {
     const int64_t size = n - start < TILE ? n - start : TILE;
     const T least = (ratio < 1 ? ratio : 1) * T(MARGIN) * theta;
-    int seen = size < TILE || theta == inf;
-    if (!seen)
+    int seen = size < TILE && theta < inf;  // nothing is above a limit that is infinite
+    if (theta < inf && !seen)
       for (int64_t i = 0; i < TILE; ++i) {
         const T c = g[i];
         seen |= !(c * c <= least * v[i]);
       }
     if (!seen) {
-      for (int64_t i = 0; i < TILE; ++i) {
+      for (int64_t i = 0; i < size; ++i) {
         const T c = g[i];
         v[i] = v[i] + weight * (c * c - v[i]);
       }
