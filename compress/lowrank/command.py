@@ -80,7 +80,8 @@ def lowrank_svd(
     if from_scratch:
         return _train(
             model, output, resume=resume, overwrite=overwrite, progress=progress, say=say,
-            revision=revision, token=token, trust_remote_code=trust_remote_code, **options,
+            revision=revision, token=token, trust_remote_code=trust_remote_code,
+            tokenizer=tokenizer, **options,
         )  # fmt: skip
     if model is None:
         raise RequestError("no model", "`compress lowrank-svd MODEL -o OUT`")
