@@ -37,6 +37,8 @@ class Entry(NamedTuple):
     module: str
     shared: bool = False
     """Whether the processes of a launcher share its work; else the first does it all."""
+    shared_with: str | None = None
+    """The option with which they do, where it depends on one."""
 
 
 COMMANDS: dict[str, Entry] = {
@@ -55,6 +57,7 @@ COMMANDS: dict[str, Entry] = {
         "Make smaller",
         "layers become two thin ones; or train such a model",
         "compress.cli.lowrank_svd",
+        shared_with="--from-scratch",
     ),
     "pass-prune": Entry(
         "Make smaller",
@@ -196,7 +199,9 @@ def _shared(argv: Sequence[str]) -> bool:
     """Whether several processes have anything to share in this command line."""
     entry = COMMANDS.get(argv[0]) if argv else None
     alone = {"--help", "-h", "--depth"}  # inspect --depth runs the whole model at once
-    return entry is not None and entry.shared and not alone & set(argv)
+    if entry is None or alone & set(argv):
+        return False
+    return entry.shared or entry.shared_with in argv
 
 
 def _interrupted(argv: Sequence[str]) -> str:

@@ -411,3 +411,19 @@ def test_text_goes_by_the_same_options(tmp_path):
     assert ranks["model.layers.0.self_attn.q_proj"] < ranks["model.layers.1.self_attn.q_proj"]
     model = compress.load(tmp_path / "out")
     assert model.model.layers[1].mlp.down_proj.rank == ranks["model.layers.1.mlp.down_proj"]
+
+
+def test_two_processes_train_as_one_that_accumulates(config, options, tmp_path):
+    """The same batches, so the same sums: bit for bit but for BatchNorm's running moments."""
+    line = ["-m", "compress", "lowrank-svd", str(config), "--from-scratch", "--quiet"]
+    for key, value in {**options, "steps": 3}.items():
+        line += [f"--{key.replace('_', '-')}", str(value)]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    subprocess.run([*launcher, *line, "-o", str(tmp_path / "two")], check=True)
+    alone = [sys.executable, *line, "--micro-batch", "2", "-o", str(tmp_path / "one")]
+    subprocess.run(alone, check=True)
+    receipt = json.loads((tmp_path / "two" / "receipt.json").read_text())["training"]
+    assert receipt["processes"] == 2
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    own = [key for key in one if "running_" not in key and "num_batches" not in key]
+    assert all(torch.equal(one[key], two[key]) for key in own)
