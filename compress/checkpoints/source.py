@@ -33,7 +33,7 @@ from compress.progress import Progress, silent
 # What save_pretrained, this package or a training run writes anew; all else travels with the model.
 _OURS = {
     *("config.json", "plan.json", "receipt.json", "items.json", "journal.json"),
-    *("experts.png", "loss.png", "metrics.jsonl", "widths.png"),
+    *("experts.png", "loss.png", "metrics.jsonl", "widths.png", "prompt.png"),
 }
 _OTHER_WEIGHTS = {".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".tflite"}
 _LEFT_BEHIND = {".safetensors", ".bin", ".py", ".pyc"} | _OTHER_WEIGHTS
