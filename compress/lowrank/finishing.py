@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from compress.checkpoints.census import Census, census
+from compress.checkpoints.placement import resolve_dtype
 from compress.checkpoints.plan import PLAN_FILE, Plan
 from compress.checkpoints.source import Source, open_source
 from compress.checkpoints.workspace import Workspace
@@ -14,8 +16,10 @@ from compress.evaluation.measures import Measures
 from compress.jobs import receipt_of, score
 from compress.lowrank.applying import Targets, factor_blocks, factor_in_sequence
 from compress.lowrank.factors import common_facts
+from compress.lowrank.latency import measure_latency
 from compress.lowrank.planned import Planned
 from compress.lowrank.preparing import Job
+from compress.lowrank.recovery import recover
 from compress.lowrank.result import LowRankResult, kept_share
 from compress.lowrank.store import BlockFiles
 from compress.lowrank.writing import write_checkpoint
@@ -43,16 +47,41 @@ def complete(
     with job.clock("save"):
         write_checkpoint(job, planned.targets, files, workspace)
     made, facts = _with_facts(planned.plan, planned.targets, files)
+    recovered = _recovered(job, planned, files, workspace) if facts else {}
     made.write(workspace.result / PLAN_FILE)
     result = open_source(workspace.result)
     after = score(job, result)
-    receipt = _receipt(job, made, facts, result, before, after)
+    receipt = _receipt(job, made, facts, result, before, after, recovered)
     receipt.write(workspace.result)
     if after.has_items:
         write_items(workspace.result, after.as_items())
     with job.clock("save"):
         workspace.commit()
     return LowRankResult(made, receipt, output, None, before, after)
+
+
+def _recovered(
+    job: Job, planned: Planned, files: BlockFiles, workspace: Workspace
+) -> dict[str, Any]:
+    """Fine-tune the factors where that is asked for, and write the checkpoint again."""
+    if not job.settings.recover:
+        return {}
+    with job.clock("train"):
+        found, told = recover(
+            job, planned.targets, files, workspace.result, workspace.path / "recovery"
+        )
+    if told.kept:
+        shutil.rmtree(workspace.path / "written")
+        for file in workspace.result.iterdir():
+            file.unlink()
+        with job.clock("save"):
+            write_checkpoint(job, planned.targets, found, workspace)
+    else:
+        job.notes.append(
+            f"recovery: {told.steps} steps didn't lower the loss on held-out sequences "
+            f"({told.before:.4g} to {told.after:.4g}); the factors stay as they were"
+        )
+    return {"recovery": told.as_dict()}
 
 
 def _with_facts(
@@ -76,15 +105,19 @@ def _receipt(
     result: Source,
     before: Measures,
     after: Measures,
+    recovered: dict[str, Any],
 ) -> Receipt:
     with job.clock("save"):
         counts = [census(source, job.progress) for source in (job.source, result)]
+    sizes = counts[0]._asdict(), counts[1]._asdict()
+    if job.settings.speed:
+        _add_latency(job, result, sizes)
     return receipt_of(
         job,
         plan,
         before,
         after,
-        (counts[0]._asdict(), counts[1]._asdict()),
+        sizes,
         cost={
             "seconds": job.clock.seconds,
             "peak_bytes": job.peak_bytes,
@@ -92,8 +125,23 @@ def _receipt(
         },
         notes=[LOADING if facts else "every layer stays as it is", *job.notes],
         calibration=job.data.as_dict() if job.data else None,
-        lowrank=_summary(plan, facts, counts),
+        lowrank={**_summary(plan, facts, counts), **recovered},
     )
+
+
+def _add_latency(job: Job, result: Source, sides: Sequence[dict[str, Any]]) -> None:
+    """Add the time of one forward by the number of tokens, of both models in turn."""
+    with job.clock("evaluate"):
+        found = measure_latency(
+            job.source,
+            result,
+            device=job.device,
+            dtype=resolve_dtype(job.settings.dtype),
+            seed=job.settings.seed,
+            progress=job.progress,
+        )
+    for side, latency in zip(sides, found, strict=True):
+        side |= {"latency": latency} if latency else {}
 
 
 def _summary(plan: Plan, facts: list[dict[str, Any]], counts: list[Census]) -> dict[str, Any]:

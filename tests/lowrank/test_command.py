@@ -5,13 +5,14 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import BertModel
 
 import compress
 from compress.checkpoints.edits.lowrank import LowRank
 from compress.checkpoints.edits.lowrank_up import LowRankUp
 from compress.lowrank.command import lowrank_svd
 from compress.lowrank.truncate import truncate
-from tiny_models import make_batch
+from tiny_models import ARCHITECTURES, fill, make_batch
 
 
 def logits(model, batch=None):
@@ -239,3 +240,35 @@ def test_terminal_and_json(checkpoint, text, tmp_path, capsys):
     text_shown = capsys.readouterr().out
     assert "down_proj" in text_shown
     assert max(map(len, text_shown.splitlines())) <= 80
+
+
+def test_recovery_lowers_the_held_out_loss_and_trains_factors_alone(factor, checkpoint, tmp_path):
+    options = {"keep": 0.5, "samples": 32, "method": "whiten"}
+    factor(checkpoint(), tmp_path / "plain", **options)
+    done = factor(checkpoint(), tmp_path / "tuned", recover=12, recover_lr=3e-3, **options)
+    told = done.receipt.extra["lowrank"]["recovery"]
+    assert told["used"]
+    assert told["held_out_loss"]["after"] < told["held_out_loss"]["before"]
+    one, other = (load_file(tmp_path / n / "model.safetensors") for n in ("plain", "tuned"))
+    moved = {name for name in one if not torch.equal(one[name], other[name])}
+    assert moved == {n for n in one if n.endswith((".up.weight", ".down.weight"))}
+
+
+def test_recovery_without_logits_and_one_that_does_not_help(tmp_path):
+    batches = [make_batch(2, 16, seed=s) for s in range(8)]
+    model = fill(BertModel(ARCHITECTURES["bert"]())).eval()
+    done = lowrank_svd(model, tmp_path / "out", batches=batches, keep=0.6, recover=4)
+    assert done.receipt.extra["lowrank"]["recovery"]["held_out_loss"]["before"] < 1
+    done = lowrank_svd(
+        model, tmp_path / "bad", batches=batches, keep=0.6, recover=2, recover_lr=100.0
+    )
+    assert not done.receipt.extra["lowrank"]["recovery"]["used"]
+    assert any("the factors stay as they were" in note for note in done.receipt.notes)
+
+
+def test_speed_is_told_by_the_number_of_tokens(factor, checkpoint, tmp_path):
+    done = factor(checkpoint(), tmp_path / "out", method="svd", speed=True)
+    for side in (done.receipt.before, done.receipt.after):
+        assert list(side.extra["latency"]) == ["1_tokens_s", "16_tokens_s", "256_tokens_s"]
+        assert all(value > 0 for value in side.extra["latency"].values())
+    assert "latency, 256 tokens" in done.render()

@@ -41,7 +41,7 @@ def test_v2_keeps_more_of_what_loses_more_whatever_the_scale_of_losses():
 
 
 def test_swift_spreads_half_evenly_and_half_by_losses_or_importance():
-    items = [item() for _ in range(3)]
+    items = [item(256, 256) for _ in range(3)]
     losses, importance = [0.9, 0.45, 0.05], [0.0, 1.0, 3.0]
     by_loss = swift(items, importance, losses, 0.5, alpha=0.0)
     by_weight = swift(items, importance, losses, 0.5, alpha=1.0)
