@@ -32,10 +32,11 @@ def minilm() -> Path | None:
 def cells(work: Path, assets: Path) -> list[tuple[str, dict]]:
     """Name and options of every run, the most telling first."""
     us = {"series": assets / "Climate.csv", "texts": assets / "Climate_search.csv"}
+    us["encoder"] = "tfidf"
     ca = {**us, "series": assets / "usdm_california_weekly.csv"}
     names = ("simulated_series.csv", "simulated_texts.jsonl", "simulated_impacts.csv")
     made = dict(zip(("series", "texts", "impact"), (work / "simulated" / n for n in names)))
-    made |= SIMULATED
+    made |= {**SIMULATED, "encoder": "tfidf"}
     found = [
         ("us", us),
         ("simulated", made),

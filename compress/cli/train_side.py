@@ -119,11 +119,12 @@ TASK = opt.options(
 MODEL = opt.options(
     option(
         "--encoder",
-        default="tfidf",
+        default="auto",
         show_default=True,
         metavar="DIR",
         heading="Model",
-        help="a Hugging Face encoder, compressed or not; tfidf: hashed n-grams",
+        help="a Hugging Face encoder, compressed or not; tfidf: hashed n-grams; auto: a small "
+        "encoder from the Hub or its cache, else tfidf",
     ),
     option("--context", type=int, default=26, show_default=True, metavar="W", heading="Model",
            help="weeks that a window looks back over"),
@@ -210,7 +211,7 @@ def command(as_json: bool, quiet: bool, **given: Any) -> None:
             from compress.drought.predicting import predict_side
 
             same = ("series", "texts", "impact", "regions", "fill", "device")
-            other = None if given["encoder"] == "tfidf" else given["encoder"]
+            other = None if given["encoder"] == "auto" else given["encoder"]
             found = predict_side(
                 model, progress=out.progress, encoder=other, **{k: given[k] for k in same}
             )

@@ -6,7 +6,7 @@ import contextlib
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from compress.checkpoints.source import Source, open_source
 from compress.checkpoints.workspace import Workspace, check_output
 from compress.drought import baselines, scoring
 from compress.drought.configuration import SideConfig
-from compress.drought.embedding import TFIDF, HashedText, embed, open_encoder
+from compress.drought.embedding import AUTO, SMALL, TFIDF, HashedText, choose_encoder, embed
 from compress.drought.features import Inputs, Statistics, fit_statistics, make_inputs
 from compress.drought.fitting import Fit, estimate, fit, new_model
 from compress.drought.metrics import as_plain
@@ -34,6 +34,7 @@ from compress.reports.clock import Clock
 from compress.reports.receipt import Receipt, write_items
 
 COMMAND = "train-side"
+NO_ENCODER = f"no encoder at hand ({SMALL} is the default): texts are hashed n-grams"
 
 
 @dataclass
@@ -95,8 +96,10 @@ def train_side(
             check_output(output, overwrite=overwrite or resume)
         device = resolve_device(settings.device)
         with clock("load"):
-            source = None if settings.encoder == TFIDF else open_encoder(settings.encoder)
+            source = None if settings.texts is None else choose_encoder(settings.encoder)
             data = prepare(settings)
+            if settings.texts is not None and source is None and settings.encoder == AUTO:
+                data = replace(data, notes=(*data.notes, NO_ENCODER))
         for line in data.warnings:
             say(line)
         say(describe_data(data))
@@ -312,6 +315,7 @@ def _receipt(job: Job, report: Mapping[str, Any], fits: list[Fit], workspace: Wo
             "loss": {"value": kept.curve[-1][0]},
         },
         data=report["data"],
+        warnings=list(job.data.warnings),
         cost={"seconds": job.clock.seconds},
         notes=[*job.data.warnings, *job.data.notes, *notes_of(report)],
     )

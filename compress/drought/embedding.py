@@ -24,7 +24,8 @@ from compress.progress import Progress, silent
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-TFIDF = "tfidf"
+TFIDF, AUTO = "tfidf", "auto"
+SMALL = "sentence-transformers/all-MiniLM-L6-v2"  # what AUTO means where it can be had
 FEATURES = 2**16
 COMPONENTS = 64
 LONGEST = 256  # tokens of a text that are read
@@ -123,6 +124,26 @@ def open_encoder(path: str | Path) -> Source:
             f"`--encoder {path}` has no tokenizer", "copy the tokenizer files beside its weights"
         )
     return source
+
+
+def choose_encoder(name: str) -> Source | None:
+    """Open the encoder that is asked for; None where texts are to be hashed.
+
+    Args:
+        name: a directory or Hub id; "tfidf"; or "auto": a small encoder from the Hub or its cache,
+            hashing where there is neither.
+
+    Raises:
+        RequestError: see `open_encoder`, but not for "auto".
+    """
+    if name == TFIDF:
+        return None
+    if name != AUTO:
+        return open_encoder(name)
+    try:
+        return open_encoder(SMALL)
+    except RequestError:
+        return None
 
 
 def embed(

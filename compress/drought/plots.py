@@ -50,7 +50,7 @@ def draw_series(path: Path, report: Mapping[str, Any], lines: Sequence[Mapping[s
         plot.plot(days, [line["estimate"] for line in some], "--", color="#0072b2", linewidth=1.2,
                   label=f"estimated {h} weeks before" if h else "nowcast")  # fmt: skip
         plot.set_title(f"{place}: severity ({report['target']})", loc="left", fontsize=10)
-        plot.legend(fontsize=8, loc="upper right")
+        plot.legend(fontsize=8, loc="best", framealpha=0.6)
         at += 1
         if impacts:
             plot = axes[at, 0]
@@ -60,7 +60,7 @@ def draw_series(path: Path, report: Mapping[str, Any], lines: Sequence[Mapping[s
             said = [impacts_of(line, "estimated ") for line in some]
             plot.plot(days, said, "--", color="#d55e00", label="estimated")
             plot.set_title(f"{place}: impact, sum over categories", loc="left", fontsize=10)
-            plot.legend(fontsize=8, loc="upper right")
+            plot.legend(fontsize=8, loc="best", framealpha=0.6)
             at += 1
     _draw_skill(axes[at, 0], report)
     if report.get("warnings"):

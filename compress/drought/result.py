@@ -112,7 +112,7 @@ def tables(report: Mapping[str, Any]) -> dict[str, Table]:
     if "classes" in report:
         every["worst class with half of the area"] = class_table(report["classes"])
     if "impacts" in report:
-        every["impact"] = impact_table(report["impacts"])
+        every["impact; skill against the train prior"] = impact_table(report["impacts"])
     return every
 
 
@@ -205,9 +205,9 @@ def class_table(classes: Mapping[str, Any]) -> Table:
 def impact_table(impacts: Mapping[str, Any]) -> Table:
     """A line per horizon and estimator."""
     keys = (
-        ("deviance", "mae")
+        ("deviance", "mae", "skill")
         if impacts["loss"] == "poisson"
-        else ("macro_f1", "micro_f1", "auprc", "base_rate", "brier")
+        else ("macro_f1", "micro_f1", "auprc", "base_rate", "brier", "skill")
     )
     rows = [
         [h if i == 0 else "", "SIDE" if name == "model" else name, str(row["n"]),
@@ -215,8 +215,11 @@ def impact_table(impacts: Mapping[str, Any]) -> Table:
         for h, by_name in impacts["horizons"].items()
         for i, (name, row) in enumerate(by_name.items())
     ]  # fmt: skip
-    titles = ["h", "", "n", *(key.replace("_", " ") for key in keys)]
-    return titles, rows, "rl" + "r" * (1 + len(keys))
+    for cells, scores in zip(rows, (s for by in impacts["horizons"].values() for s in by.values())):
+        cells.append("{} … {}".format(*map(signed, scores["ci95"])) if "ci95" in scores else "")
+    words = {"macro_f1": "macro F1", "micro_f1": "micro", "base_rate": "base", "auprc": "AUPRC"}
+    titles = ["h", "", "n", *(words.get(key, key) for key in keys), "95 %"]
+    return titles, rows, "rl" + "r" * (2 + len(keys))
 
 
 def describe_data(data: Data) -> str:

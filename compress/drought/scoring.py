@@ -199,12 +199,35 @@ def impact_report(
             truth[part] = np.stack(later, axis=1)[rows[part]]
         if len(rows[TEST]) == 0 or len(rows[VAL]) == 0:
             continue
-        found["horizons"][str(h)] = {
+        scored = {
             name: _impact_scores(own[:, column], rows, truth, loss)
             for name, own in every.items()
             if np.isfinite(own[:, column][np.concatenate([rows[VAL], rows[TEST]])]).all()
         }
+        if full:
+            model, prior = (every[name][rows[TEST], column] for name in ("model", "prior"))
+            week = (table.days[rows[TEST]] - table.days[rows[TEST]].min()) // 7
+            scored["model"] |= _impact_skill(truth[TEST], model, prior, week, loss)
+        found["horizons"][str(h)] = scored
     return found
+
+
+def _impact_skill(
+    truth: np.ndarray, said: np.ndarray, prior: np.ndarray, week: np.ndarray, loss: str
+) -> dict[str, Any]:
+    """1 − Brier score (or deviance) / that of the prior, with its block-bootstrap interval."""
+    own, reference = (_surprise(truth, values, loss) for values in (said, prior))
+    draws = metrics.block_draws(int(week.max()) + 1)
+    ratio = metrics.bootstrap_ratio(own, reference, week, draws)
+    return {"skill": metrics.skill(own, reference), "ci95": list(metrics.interval(ratio))}
+
+
+def _surprise(truth: np.ndarray, said: np.ndarray, loss: str) -> np.ndarray:
+    """Brier score or Poisson deviance of each sample, a mean over categories [n]."""
+    if loss == "bce":
+        return ((said - truth) ** 2).mean(axis=1)
+    rows = zip(truth, said)
+    return np.array([metrics.poisson_deviance(t, s) for t, s in rows])
 
 
 def _impact_scores(

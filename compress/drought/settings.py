@@ -14,7 +14,7 @@ from compress.drought.table import TARGETS
 from compress.errors import Fault, nearest, refuse
 from compress.training.optimizers import OPTIMIZERS
 
-TFIDF = "tfidf"
+AUTO = "auto"
 IMPACT_LOSSES = ("bce", "poisson")
 TASKS = ("severity", "impact")
 FILLS = ("forward",)
@@ -40,7 +40,7 @@ class SideSettings:
         unsafe_random_split: deal weeks out at random.
         mask_label_terms: take the label's terms out of texts; None does where 0 is a horizon.
         shuffle_texts: a null control: texts dealt out to other weeks.
-        encoder: "tfidf" or a directory.
+        encoder: a directory; "tfidf"; or "auto": a small one from the Hub, else tfidf.
         hidden, dropout: of the model.
         impact_loss: bce (whether there is an impact) or poisson (how many).
         task_weight: "learned", or a fixed factor of the impact loss.
@@ -68,7 +68,7 @@ class SideSettings:
     unsafe_random_split: bool = False
     mask_label_terms: bool | None = None
     shuffle_texts: bool = False
-    encoder: str = TFIDF
+    encoder: str = AUTO
     hidden: int = 64
     dropout: float = 0.1
     impact_loss: str = "bce"
@@ -155,7 +155,7 @@ class SideSettings:
         if not self.horizons or not all(0 <= h <= FURTHEST for h in self.horizons):
             yield f"`--horizons` is {_listed(self.horizons)}", f"weeks from 0 to {FURTHEST}."
         if self.texts is None:
-            for name, on in (("--encoder", self.encoder != TFIDF), ("--no-text", self.no_text),
+            for name, on in (("--encoder", self.encoder != AUTO), ("--no-text", self.no_text),
                              ("--shuffle-texts", self.shuffle_texts)):  # fmt: skip
                 if on:
                     yield f"`{name}` needs texts", "add `--texts FILE`, or leave it out."

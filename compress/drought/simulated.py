@@ -3,7 +3,7 @@
 SIMULATED: no place, report or figure in it is real. The index moves by independent steps, so its
 own past tells nothing about its future: persistence is the best estimate without texts. Each week
 one text tells, by its words, in which of seven ranges the change over the next four weeks lies.
-Impacts follow the index and the announcements.
+Impacts follow the index and the change of the last four weeks, so texts announce them too.
 """
 
 from __future__ import annotations
@@ -119,7 +119,9 @@ def simulate(
             told = int(announced[week])
             series.append(_row(place, day, float(index[week])))
             texts += _texts(rng, place, day, told, f"{number:02d}{week:04d}")
-            impacts += _impacts(rng, place, day, float(index[week]), told)
+            # reports follow what has happened: their past must not tell what will
+            before = int(announced[week - lag]) if week >= lag else len(WORDS) // 2
+            impacts += _impacts(rng, place, day, float(index[week]), before)
     return Simulated(tuple(series), tuple(texts), tuple(impacts))
 
 

@@ -142,6 +142,9 @@ class Report:
         before = _before(self.runs, measures)
         if before:
             lines.append(f"before, for all: {before}")
+        for run in self.runs:
+            warned = (run.receipt.extra.get("warnings") if run.receipt else None) or []
+            lines += [f"{run.name}: {line}" for line in warned]
         constant = _constants(self.runs)
         if constant:
             lines.append(f"the same in all: {constant}")

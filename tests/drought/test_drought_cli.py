@@ -30,15 +30,26 @@ def refused(capsys, *argv):
     return first
 
 
-QUICK = ("--horizons", "1,4", "--context", "8", "--epochs", "1", "--hidden", "8",
-         "--baselines", "none")  # fmt: skip
+QUICK = (
+    "--horizons",
+    "1,4",
+    "--context",
+    "8",
+    "--epochs",
+    "1",
+    "--hidden",
+    "8",
+    "--baselines",
+    "none",
+)
+HASHED = ("--encoder", "tfidf")  # fmt: skip
 
 
 def test_a_run_and_its_json(files, tmp_path, capsys):
     series, texts, impact = files
     out = tmp_path / "out"
     argv = ["train-side", "--series", series, "--texts", texts, "--impact", impact, "-o", out]
-    assert call([*map(str, argv), *QUICK, "--json"]) == 0
+    assert call([*map(str, argv), *QUICK, *HASHED, "--json"]) == 0
     printed = capsys.readouterr()
     receipt = json.loads(printed.out)
     assert receipt["command"] == "train-side"
@@ -128,7 +139,7 @@ def test_bad_texts(case, tmp_path, capsys):
     (tmp_path / "t.jsonl").write_text(line)
     series = write(tmp_path / "series.csv", weekly())
     told = refused(capsys, "--series", series, "--texts", tmp_path / "t.jsonl",
-                   "-o", tmp_path / "out", *QUICK)  # fmt: skip
+                   "-o", tmp_path / "out", *QUICK, *HASHED)  # fmt: skip
     assert said in told
     assert not (tmp_path / "out").exists()
 

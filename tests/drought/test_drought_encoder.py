@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoTokenizer
 import compress
 import tiny_models
 from compress.checkpoints.source import Source, open_source
-from compress.drought.embedding import embed, open_encoder
+from compress.drought.embedding import choose_encoder, embed, open_encoder
 from compress.drought.simulated import simulate
 from compress.errors import RequestError
 
@@ -71,6 +71,18 @@ def test_another_encoder_has_other_vectors(encoder, tmp_path):
     second = embed(open_encoder(tmp_path / "half"), TEXTS)
     assert first.shape == second.shape
     assert not np.allclose(first[0], second[0])
+
+
+def test_without_the_network_texts_are_hashed(monkeypatch):
+    assert choose_encoder("tfidf") is None
+
+    def offline(*_, **__):
+        raise RequestError("no network")
+
+    monkeypatch.setattr("compress.drought.embedding.open_source", offline)
+    assert choose_encoder("auto") is None
+    with pytest.raises(RequestError, match="no network"):
+        choose_encoder("somebody/encoder")
 
 
 def test_an_encoder_that_cant_read(tmp_path, encoder):

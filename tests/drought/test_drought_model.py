@@ -26,7 +26,7 @@ from compress.drought.simulated import simulate
 from compress.errors import RequestError
 
 PLACES = ["SIM-A", "SIM-B", "SIM-C", "SIM-D"]
-QUICK = {"horizons": (0, 1, 4), "context": 8, "baselines": "none"}
+QUICK = {"horizons": (0, 1, 4), "context": 8, "baselines": "none", "encoder": "tfidf"}
 LEARN = {**QUICK, "epochs": 15, "patience": 6, "lr": 2e-3}
 
 
@@ -217,8 +217,8 @@ def test_the_losses_are_the_definition(files):
                     surprise.append(-np.log(q if true else 1 - q))
         wanted[0] += np.mean(errors)
         wanted[1] += np.mean(surprise)
-    assert float(severity) == pytest.approx(wanted[0], rel=1e-4)
-    assert float(impact) == pytest.approx(wanted[1], rel=1e-4)
+    assert severity.item() == pytest.approx(wanted[0], rel=1e-4)
+    assert impact.item() == pytest.approx(wanted[1], rel=1e-4)
     joint = _Joint(model, FitOptions())
     joint.tau.data.fill_(0.3)
     whole = wanted[0] + np.exp(-0.3) * wanted[1] + 0.3
@@ -428,6 +428,7 @@ def test_report_shows_skill(trained):
     assert "skill" in text
     both = compress.report([place, place]).render(width=120, terminal=False)
     assert "skill 4" in both
+    assert both.count("SIMULATED DATA") == 2
 
 
 def test_predict_continues_the_series(trained, files):
@@ -460,7 +461,9 @@ def test_poisson_transfer_and_worst_category(files, tmp_path):
                  target="worst-category", task_weight="0.5", optimizer="stable-spam")  # fmt: skip
     report = result.report
     assert set(report["places"]) == {"SIM-D"}
-    assert set(report["impacts"]["horizons"]["4"]["model"]) == {"n", "deviance", "mae"}
+    assert set(report["impacts"]["horizons"]["4"]["model"]) == {
+        "n", "deviance", "mae", "skill", "ci95",
+    }  # fmt: skip
     assert report["seeds"][0]["impact_weight"] == 0.5
     assert report["classes"]["4"]["persistence"]["ordinal_mae"] >= 0
 
@@ -473,7 +476,8 @@ def test_a_random_split_says_so_first(files):
 
 def test_series_alone_is_enough(files):
     series, _, _ = files
-    result = compress.train_side(series=series, regions=("SIM-A",), **QUICK, epochs=1)
+    options = {**QUICK, "encoder": "auto", "epochs": 1}
+    result = compress.train_side(series=series, regions=("SIM-A",), **options)
     assert set(result.report["skill"]) == {"0", "1", "4"}
     assert "impacts" not in result.report
 
