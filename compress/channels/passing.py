@@ -93,6 +93,7 @@ def search_masks(
         prompt_size=asked.prompt_size,
         mapper=asked.mapper,
         recurrent=asked.recurrent,
+        norms=asked.search_norms,
         scope=asked.scope_of("pass"),
         precision=asked.precision,
         micro_batch=asked.micro_batch,

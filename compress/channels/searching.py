@@ -5,6 +5,10 @@ whole network, and the network computes the loss with the hard masks on its cons
 normalisation and activation. Gradients pass straight through the cut to prompt, encoder and
 hyper-network. Weights are frozen and batch norms stay in evaluation mode, so that what is searched
 is the network that will be cut. The objective has no term for sparsity: the budget is hard.
+
+Where batch norms are measured anew after the cut anyway, a search by their old statistics spends
+itself on keeping those valid. `norms="batch"`, which is ours, searches by the batch's statistics
+and chooses by the accuracy on validation after they were measured anew.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +31,8 @@ from compress.channels.budget import Bounds, Cost, keep_for_budget
 from compress.channels.groups import Group
 from compress.channels.hypernet import HyperNetwork, make_prompt
 from compress.channels.masks import Masks
+from compress.channels.repair import reestimate
+from compress.channels.standing import NORMS, batch_statistics, borrowed_statistics, frozen
 from compress.data.images import Augmentation, ImageCollator, ImageData
 from compress.data.images.prompting import SavedPrompt
 from compress.errors import RequestError
@@ -34,6 +40,8 @@ from compress.evaluation.accuracy import accuracy
 from compress.numerics.ranks import ALONE, Team
 from compress.progress import Progress, silent
 from compress.training.looping import LoopSettings, loop
+
+_BATCH, _MEASURED = 128, 1024  # training images by which a choice measures batch norms
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,7 @@ class SearchSettings:
         prompt: "pad", "expand" or "none"; "none" is an ablation.
         prompt_size: pixels of the frame; None is a fourteenth of the side.
         scope: how units are ranked; the paper's is "global".
+        norms: one of standing.NORMS.
         precision: of the network's forward pass.
         micro_batch: images that one process computes at once; None chooses.
         save_every, workers: as in LoopSettings.
@@ -70,6 +79,7 @@ class SearchSettings:
     prompt: str = "pad"
     prompt_size: int | None = None
     scope: str = "global"
+    norms: str = "running"
     precision: str = "float32"
     micro_batch: int | None = None
     save_every: int | None = None
@@ -86,6 +96,7 @@ class SearchSettings:
             ("mapper", self.mapper, hypernet.MAPPERS),
             ("ste", self.ste, hypernet.STEPS),
             ("prompt", self.prompt, ("pad", "expand", "none")),
+            ("search-norms", self.norms, NORMS),
         ):
             if value not in known:
                 raise RequestError(f"`--{option} {value}` isn't known", f"All: {', '.join(known)}.")
@@ -196,8 +207,10 @@ class Searcher(nn.Module):
         model: Any = self._apart[0]
         scores = self.scores()
         self.masks.set(hypernet.straight_through(scores, self.keep(scores), self.settings.ste))
+        own = batch_statistics(model) if self.settings.norms == "batch" else nullcontext()
         try:
-            logits = model(pixel_values=self.prepare(images)).logits
+            with own:
+                logits = model(pixel_values=self.prepare(images)).logits
         finally:
             self.masks.clear()
         return {"loss": mixed_entropy(logits, labels, others, shares)}
@@ -213,22 +226,6 @@ def mixed_entropy(
     first = functional.cross_entropy(logits, labels, reduction="none")
     second = functional.cross_entropy(logits, others, reduction="none")
     return ((1 - shares) * first + shares * second).mean()
-
-
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """Let a model neither train nor move its running statistics for the while."""
-    modes = {module: module.training for module in model.modules()}
-    needs = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    model.eval()
-    model.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for parameter, need in needs.items():
-            parameter.requires_grad_(need)
 
 
 class Chooser(TrainerCallback):
@@ -300,7 +297,10 @@ class Chooser(TrainerCallback):
         model: Any = searcher._apart[0]
         searcher.masks.set(keep)
         try:
-            found = accuracy(model, self.data.validation, prompt=searcher.prompt)
+            with borrowed_statistics(model):
+                if searcher.settings.norms == "batch":
+                    reestimate(model, self._prompted())
+                found = accuracy(model, self.data.validation, prompt=searcher.prompt)
         finally:
             searcher.masks.clear()
         self.history.append((epoch, found.top1, found.stderr))
@@ -314,6 +314,12 @@ class Chooser(TrainerCallback):
                 "epoch": epoch, "top1": found.top1, "keep": keep, "scores": scores,
                 "prompt": None if prompt is None else prompt.clone(),
             }  # fmt: skip
+
+    def _prompted(self) -> Iterator[dict[str, Tensor]]:
+        """Training images as the search shows them, not augmented."""
+        device = next(self.searcher.parameters()).device
+        for batch in self.data.train.batches(_BATCH, limit=_MEASURED, normalised=False):
+            yield {"pixel_values": self.searcher.prepare(batch["images"].to(device))}
 
 
 def search_steps(settings: SearchSettings, images: int) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from typing import Any
 from compress.channels.budget import SCOPES
 from compress.channels.criteria import CRITERIA
 from compress.channels.groups import KINDS
+from compress.channels.standing import NORMS
 from compress.errors import Fault, nearest, refuse
 
 METHODS = ("pass", *CRITERIA, "isomorphic", "growreg")
@@ -50,6 +51,7 @@ class PruneSettings:
         head_epochs, head_lr: training of the network with its new head, before anything is chosen.
         prompt, prompt_size, drop_prompt, mask_epochs, mask_lr, hidden, ste, stats, mapper: of PASS.
         recurrent: whether its hyper-network is; False is an ablation.
+        search_norms: whether the search goes by batch norms' running statistics or the batch's.
         start: a criterion whose scores the hyper-network starts from and adds to.
         prompt_share: share of the fine-tuning that sees the prompt; None: two thirds, all of it
             where the prompt is kept.
@@ -96,6 +98,7 @@ class PruneSettings:
     stats: str = "mean"
     mapper: str = "group"
     recurrent: bool = True
+    search_norms: str = "running"
     start: str | None = None
     prompt_share: float | None = None
     augment: tuple[str, ...] = ("flip", "crop")
@@ -187,6 +190,7 @@ class PruneSettings:
             ("ste", self.ste, STES),
             ("stats", self.stats, STATS),
             ("mapper", self.mapper, MAPPERS),
+            ("search-norms", self.search_norms, NORMS),
             ("precision", self.precision, PRECISIONS),
             *(("start", self.start, CRITERIA) for _ in (1,) if self.start is not None),
             *(("augment", name, AUGMENTS) for name in self.augment),

@@ -85,6 +85,8 @@ SEARCH = opt.options(
            help="from its state to scores: a map for each group, or one shared by all"),
     option("--recurrence/--no-recurrence", "recurrent", default=True, show_default=True,
            heading="PASS", help="each group looked at after those before it, or alone"),
+    option("--search-norms", default="running", show_default=True, metavar="NAME",
+           heading="PASS", help="search by batch norms' running statistics, or the batch's"),
     option("--start", metavar="CRITERION", heading="PASS",
            help="begin from this method's scores and learn what to add  [default: none]"),
     option("--prompt-share", type=float, metavar="SHARE", heading="PASS",

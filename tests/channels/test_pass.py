@@ -1,6 +1,7 @@
 """PASS end to end on digits: it finds better masks than none, resumes to the bit, keeps rules."""
 
 import copy
+from dataclasses import replace
 
 import image_sets
 import pytest
@@ -15,6 +16,7 @@ from compress.channels.cutting import cut
 from compress.channels.groups import find_groups
 from compress.channels.hypernet import unit_statistics
 from compress.channels.presets import build_image_model, image_preset
+from compress.channels.repair import reestimate
 from compress.channels.searching import SearchSettings, search
 from compress.channels.tuning import Tuner, TuneSettings, distillation, tune
 from compress.data.images import Augmentation, load_images, read_processing
@@ -145,13 +147,27 @@ def test_a_criterion_to_start_from_is_never_left_for_worse(work, tmp_path):
 @pytest.mark.parametrize(
     "option", [{"prompt": "none"}, {"recurrent": False}, {"stats": "none"},
                {"mapper": "shared"}, {"prompt": "expand"}, {"ste": "sigmoid"},
-               {"stats": "quantiles"}],
+               {"stats": "quantiles"}, {"norms": "batch"}],
 )  # fmt: skip
 def test_every_form_runs(work, tmp_path, option):
     short = SearchSettings(epochs=0.5, batch_size=100, hidden=8, **option)
     found = _search(work, tmp_path, short)
     assert (found.prompt is None) == (option.get("prompt") == "none")
     assert found.steps == 2
+
+
+def test_a_search_by_the_batchs_statistics_leaves_no_trace(work, tmp_path):
+    model, _, _, data = work
+    before = copy.deepcopy(model.state_dict())
+    found = _search(work, tmp_path, replace(QUICK, norms="batch"))
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert not any(module.training for module in model.modules())
+    small = copy.deepcopy(model)
+    cut(small, work[1], found.keep)
+    images = found.prompt(next(data.train.batches(400, normalised=False))["images"])
+    reestimate(small, [{"pixel_values": data.processing.normalise(images)}])
+    chosen = accuracy(small, data.validation, prompt=found.prompt).top1
+    assert chosen == pytest.approx(dict((e, t) for e, t, _ in found.history)[found.epoch], abs=0.05)
 
 
 def test_batch_norms_stand_still_while_masks_are_searched(work, tmp_path, monkeypatch):

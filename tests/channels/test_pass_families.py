@@ -6,7 +6,8 @@ import torch
 from compress.channels.budget import bounds, kept
 from compress.channels.costs import measure_costs
 from compress.channels.groups import find_groups
-from compress.channels.searching import Searcher, SearchSettings, frozen
+from compress.channels.searching import Searcher, SearchSettings
+from compress.channels.standing import frozen
 from tests.channels.families import FAMILIES, build
 
 
