@@ -55,17 +55,21 @@ ABLATIONS = {
     "pass, no recurrence": {"method": "pass", "recurrent": False},
     "pass, no statistics": {"method": "pass", "stats": "none"},
     "pass on taylor": {"method": "pass", "start": "taylor"},
+    "pass, norms of the batch": {"method": "pass", "search_norms": "batch"},
 }
+KINDS = {"main": MAIN, "ablations": ABLATIONS, "others": OTHERS}
 ARMS = {**MAIN, **OTHERS, **ABLATIONS}
 
 
-def cells(seeds: int, budgets: list[float]) -> list[tuple[int, float, str]]:
-    """The grid, what matters most first: all seeds of an arm and share, then the next."""
-    found = []
-    for arms, shares in ((MAIN, budgets[:1]), (ABLATIONS, budgets[:1]), (MAIN, budgets[1:]),
-                         (OTHERS, budgets[:1])):  # fmt: skip
-        found += [(s, share, arm) for share in shares for s in range(seeds) for arm in arms]
-    return found
+def cells(seeds: int, budgets: list[float], kinds: list[str]) -> list[tuple[int, float, str]]:
+    """The grid, what matters most first: all arms of a seed, then the next seed's."""
+    return [
+        (seed, share, arm)
+        for kind in kinds
+        for share in (budgets if kind == "main" else budgets[:1])
+        for seed in range(seeds)
+        for arm in KINDS[kind]
+    ]
 
 
 def dense_network(data: str, work: Path, seed: int) -> tuple[Path, dict]:
@@ -114,20 +118,22 @@ def main() -> None:
     parser.add_argument("--work", type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--budgets", type=float, nargs="+", default=[0.5, 0.2, 0.35])
-    parser.add_argument("--table", type=Path)
+    parser.add_argument("--budgets", type=float, nargs="+", default=[0.5, 0.35, 0.2])
+    parser.add_argument("--arms", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--table", type=Path, nargs="+")
     asked = parser.parse_args()
     if asked.table is not None:
         from table import print_tables
 
-        print_tables([json.loads(line) for line in asked.table.read_text().splitlines()])
+        texts = "\n".join(path.read_text().strip() for path in asked.table)
+        print_tables([json.loads(line) for line in texts.splitlines()])
         return
     lines = [json.loads(line) for line in asked.out.read_text().splitlines()] if (
         asked.out.is_file()
     ) else []  # fmt: skip
     done = {(line["seed"], line.get("share"), line["arm"]) for line in lines}
     jobs: dict[int, Job] = {}
-    for seed, share, arm in cells(asked.seeds, asked.budgets):
+    for seed, share, arm in cells(asked.seeds, asked.budgets, asked.arms):
         if (seed, share, arm) in done:
             continue
         place, dense = dense_network(asked.data, asked.work, seed)

@@ -167,7 +167,7 @@ def test_a_search_by_the_batchs_statistics_leaves_no_trace(work, tmp_path):
     images = found.prompt(next(data.train.batches(400, normalised=False))["images"])
     reestimate(small, [{"pixel_values": data.processing.normalise(images)}])
     chosen = accuracy(small, data.validation, prompt=found.prompt).top1
-    assert chosen == pytest.approx(dict((e, t) for e, t, _ in found.history)[found.epoch], abs=0.05)
+    assert chosen == pytest.approx({e: t for e, t, _ in found.history}[found.epoch], abs=0.05)
 
 
 def test_batch_norms_stand_still_while_masks_are_searched(work, tmp_path, monkeypatch):
