@@ -58,6 +58,9 @@ def columns(runs: Sequence[Run]) -> list[Column]:
         found.append(_tasks_column(tasks, f"tasks (mean of {len(tasks)})"))
     else:
         found += [_tasks_column([task], task) for task in tasks]
+    heard = list(dict.fromkeys(spec for run in runs for spec in _rates(run)))
+    named = fmt.short_names(heard)
+    found += [_rate_column(s, "wer" if len(heard) == 1 else f"wer {named[s]}") for s in heard]
     horizons = list(dict.fromkeys(h for run in runs for h in _skill(run)))
     found += [_skill_column(h) for h in horizons]
     sizes: list[tuple[str, Callable[[Run], float | None], Sequence[str]]] = [
@@ -88,6 +91,36 @@ def _skill_column(horizon: str) -> Column:
         return "" if found is None else fmt.signed(found, 3)
 
     return Column(f"skill {horizon}", value, show, smaller=False)
+
+
+def _rates(run: Run) -> Mapping[str, Any]:
+    """Word error rates by data spec, of a speech model's run."""
+    return run.after.extra.get("wer") or {}
+
+
+def _rate_column(spec: str, title: str) -> Column:
+    def value(run: Run) -> float | None:
+        return (_rates(run).get(spec) or {}).get("value")
+
+    def show(run: Run) -> str:
+        found = value(run)
+        error = (_rates(run).get(spec) or {}).get("stderr")
+        return "" if found is None else f"{found:.3f}" + (f" ± {error:.3f}" if error else "")
+
+    def test(first: Run, second: Run) -> Test | None:
+        """Paired by utterance where both kept theirs: each one's errors over the mean length."""
+        a, b = _rates(first).get(spec), _rates(second).get(spec)
+        if a is None or b is None:
+            return None
+        kept = [(run.items.get("wer") or {}).get(spec) or [] for run in (first, second)]
+        counts = [[count for _, count in own] for own in kept]
+        if counts[0] and counts[0] == counts[1]:
+            length = sum(counts[0]) / len(counts[0])
+            errors = [[error / length for error, _ in own] for own in kept]
+            return paired(errors[0], errors[1])
+        return unpaired(a["value"], a.get("stderr"), b["value"], b.get("stderr"))
+
+    return Column(title, value, show, test)
 
 
 def _perplexity_column(spec: str, title: str) -> Column:

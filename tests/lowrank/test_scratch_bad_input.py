@@ -143,6 +143,7 @@ def test_a_tokenizer_of_other_symbols_is_told_of_the_first(config, data, tmp_pat
         ({"steps": None}, "no length of the run"),
         ({"ppl": "x.txt"}, "`--ppl` is about text"),
         ({"visual": True}, "has no visual features"),
+        ({"optimizer": "adam-mini"}, "knows language models alone"),
         ({"mels": 50}, "50 log-mel bins aren't a multiple"),
         ({"max_seconds": 0.1}, "the limit is 0.1 s"),
         ({"preset": "conformer-tiny"}, "a model and `--preset` are both named"),

@@ -427,3 +427,20 @@ def test_two_processes_train_as_one_that_accumulates(config, options, tmp_path):
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     own = [key for key in one if "running_" not in key and "num_batches" not in key]
     assert all(torch.equal(one[key], two[key]) for key in own)
+
+
+def test_spoken_digits_are_trained_on(assets, tmp_path):
+    """Real takes, of which the shortest gives a dozen frames: each fits its word."""
+    takes = sorted((assets / "speech" / "recordings").glob("*_theo_*.wav"))[::4]
+    names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    rows = [(str(path), names[int(path.name[0])]) for path in takes]
+    with (tmp_path / "manifest.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("audio", "text"), *rows])
+    found = train_from_scratch(
+        None, tmp_path / "out", preset="conformer-tiny", data=str(tmp_path), tokenizer="char",
+        include=["attention"], rank_ratio=0.12, steps=12, batch_size=5, log_every=1, device="cpu",
+    )  # fmt: skip
+    receipt = found.as_dict()
+    assert receipt["data"]["recordings"] == len(takes) == 25
+    assert receipt["data"]["too_short"] == 0
+    assert found.losses[-1][1] < found.losses[0][1]

@@ -237,3 +237,20 @@ def test_nothing_to_report_and_nowhere_to_write(three, tmp_path: Path):
         report([tmp_path / "none"])
     with pytest.raises(RequestError, match="can't be written"):
         report(three, csv=tmp_path / "none" / "t.csv")
+
+
+def test_word_error_rates_are_paired_by_utterance(tmp_path):
+    """Six utterances of two words; the second run hears one word less in each of five."""
+    for name, errors in (("a", [0] * 6), ("b", [1, 1, 1, 1, 1, 0])):
+        place = tmp_path / name
+        place.mkdir()
+        value = sum(errors) / 12
+        after = {"wer": {"test": {"value": value, "stderr": 0.2, "words": 12}}}
+        Receipt.build("lowrank-svd", seed=0, argv=[], after=after).write(place)
+        write_items(place, {"wer": {"test": [[error, 2] for error in errors]}})
+    pair = [tmp_path / "a", tmp_path / "b"]
+    text = report(pair).render(width=80, terminal=False)
+    assert "0.417 ± 0.200 !" in text  # worse, beyond the noise, by the pairs
+    assert "paired on" in text
+    (tmp_path / "b" / "items.json").unlink()
+    assert "!" not in report(pair).render(width=80, terminal=False)  # by two standard errors

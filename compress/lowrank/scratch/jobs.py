@@ -17,6 +17,7 @@ from compress.data.audio_features import FeatureStore, feature_store
 from compress.data.audio_files import Hearing
 from compress.errors import RequestError
 from compress.evaluation.speech import frame_columns
+from compress.lowrank.finishing import LOADING
 from compress.lowrank.scratch.decay import set_factor_decay
 from compress.lowrank.scratch.factoring import Factored
 from compress.lowrank.scratch.factors import low_rank_layers
@@ -57,7 +58,7 @@ class LowRankJob(Job):
         """Note what became of the layers."""
         self.factored = factored
         self.plan = factored.plan
-        self.notes += factored.notes
+        self.notes += [*factored.notes, *((LOADING,) if low_rank_layers(self.model) else ())]
         self.extra["lowrank"] = factored.as_receipt(self.asked)
 
     def lines(self) -> list[str]:

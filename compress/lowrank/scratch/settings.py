@@ -106,11 +106,14 @@ class ScratchSettings(TrainSettings):
         Raises:
             RequestError: one is given.
         """
-        refuse(
+        faults = [
             (f"`--{name.replace('_', '-')}` is about text, and this model hears", "leave it out.")
             for name in _OF_TEXT
             if getattr(self, name)
-        )
+        ]
+        if self.optimizer == "adam-mini":  # which reads heads off a language model's config
+            faults.append(("`--optimizer adam-mini` knows language models alone", ""))
+        refuse(faults)
 
     def check_text(self) -> None:
         """Refuse options of speech.
