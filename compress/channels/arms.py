@@ -21,6 +21,7 @@ from compress.channels.passing import search_masks, tune_network
 from compress.channels.preparing import Job, Say
 from compress.channels.repair import least_squares, reestimate
 from compress.channels.selecting import choose, kept_counts, scores_of
+from compress.channels.trials import TOLERANCE
 from compress.errors import RunError
 from compress.evaluation.accuracy import Accuracy, accuracy
 from compress.reports.receipt import write_atomic
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from compress.data.images.prompting import SavedPrompt
-
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}  # of the logits' spread; 16-bit: 0.1
 
 
 @dataclass

@@ -195,7 +195,7 @@ def _products(
         query, value = f"{name}.q_proj", f"{name}.v_proj"
         if query not in applied:
             continue
-        pairs = applied[f"{query}.pairs"]
+        pairs = applied[query] * applied[f"{name}.k_proj.length"]
         wide = axes.axis(query, "out", module.q_proj.out_features)
         tall = axes.axis(value, "out", module.v_proj.out_features)
         found += [(pairs, wide, 0), (pairs, tall, 0)]
@@ -204,7 +204,7 @@ def _products(
 
 @torch.no_grad()
 def _applied(model: nn.Module, example: Tensor) -> dict[str, float]:
-    """Return at how many places of one image each layer is applied; NAME.pairs for attention."""
+    """Return at how many places of an image each layer is applied; NAME.length: of sequences."""
     found: dict[str, float] = {}
     batch = len(example)
 
@@ -212,7 +212,7 @@ def _applied(model: nn.Module, example: Tensor) -> dict[str, float]:
         def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
             if isinstance(module, nn.Linear):
                 places = output.numel() // output.shape[-1] / batch
-                found[f"{name}.pairs"] = places * (output.shape[-2] if output.dim() > 2 else 1)
+                found[f"{name}.length"] = output.shape[-2] if output.dim() > 2 else 1
             else:
                 places = output[0, 0].numel()
             found[name] = found.get(name, 0.0) + places

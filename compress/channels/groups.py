@@ -12,7 +12,6 @@ The graph comes from torch-pruning's DependencyGraph (DepGraph, Fang et al., arX
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.checkpoints.configs import first_line
 from compress.errors import RequestError
 
 KINDS = ("channels", "mlp", "heads", "head-dims", "streams")
@@ -133,6 +131,7 @@ def find_groups(
     """
     from compress.channels.attention import attention_groups, inside_attention
     from compress.channels.graph import traced_groups
+    from compress.channels.trials import sift
 
     inside = inside_attention(model)
     traced, refused = traced_groups(model, example, inside)
@@ -140,11 +139,8 @@ def find_groups(
     order = {name: number for number, (name, _) in enumerate(model.named_modules())}
     found.sort(key=lambda group: (order[group.members[0].module], group.kind))
     kept = [group for group in found if group.kind in prune]
-    for group in [group for group in kept if group.kind == "streams"]:
-        why = _fails(model, example, group)
-        if why is not None:
-            refused[group.name] = why
-            kept.remove(group)
+    kept, failed = sift(model, example, kept)
+    refused.update(failed)
     if not kept:
         other = sorted({group.kind for group in found} - set(prune))
         if other and not any(group.kind in prune for group in found):
@@ -161,26 +157,6 @@ def find_groups(
             "Swin and DINOv2",
         )
     return kept
-
-
-def _fails(model: nn.Module, example: Tensor, group: Group) -> str | None:
-    """Cut one unit of a residual stream from a copy and run it; return what goes wrong.
-
-    Code that merges patches (Swin) or reads a stream twice (DINOv2's classifier) takes several
-    places for one, which no trace of shapes tells.
-    """
-    from compress.channels.cutting import cut
-
-    trial: Any = copy.deepcopy(model).eval()
-    mask = torch.ones(group.width, dtype=torch.bool)
-    mask[-1] = False
-    try:
-        cut(trial, [group], [mask])
-        with torch.no_grad():
-            trial(pixel_values=example)
-    except (RuntimeError, ValueError, RequestError) as error:
-        return f"the network doesn't run without a unit of this stream ({first_line(error)})"
-    return None
 
 
 def unit_rows(model: nn.Module, member: Member, what: str = "weight") -> Tensor:

@@ -188,7 +188,7 @@ def test_streams_are_cut_but_not_exactly(family, tmp_path):
 
 def test_streams_that_code_reads_otherwise_stay():
     """DINOv2's classifier reads its stream twice; Swin merges four neighbours between stages."""
-    with pytest.raises(RequestError, match=r"`dinov2\..*doesn't run without a unit"):
+    with pytest.raises(RequestError, match=r"`dinov2\..*doesn't run without half"):
         find_groups(build("dinov2"), images(), prune=("streams",))
     assert {group.kind for group in find_groups(build("dinov2"), images(), prune=KINDS)} == {
         "mlp", "heads", "head-dims"

@@ -116,3 +116,17 @@ def test_head_dimensions_are_lined_up_by_what_they_weigh():
         places = query.positions[:, head]
         assert set(places.tolist()) == set(range(8 * head, 8 * head + 8))
         assert weigh[places].tolist() == sorted(weigh[places].tolist(), reverse=True)
+
+
+def test_families_that_are_not_tested_are_tried():
+    """MobileViT's values are reshaped by a number that its code remembers; its convolutions go."""
+    from transformers import MobileViTConfig, MobileViTForImageClassification
+
+    config = MobileViTConfig(
+        image_size=64, hidden_sizes=[16, 24, 32], neck_hidden_sizes=[8, 8, 16, 16, 24, 24, 32],
+        num_attention_heads=2, num_labels=5,
+    )  # fmt: skip
+    model = MobileViTForImageClassification(config).double().eval()
+    groups = find_groups(model, images(64))
+    assert {group.kind for group in groups} == {"channels", "mlp"}
+    assert not any("attention" in m.module for g in groups for m in g.writers)
