@@ -1,4 +1,4 @@
-"""Families of every kind through factor, save, plain load in a fresh process, a step of training."""
+"""Families of every kind through factor, save, plain load in a fresh process, a training step."""
 
 import copy
 import subprocess
