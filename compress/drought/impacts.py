@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +39,14 @@ class Impacts:
     records: int
     simulated: bool
     digest: str | None
+
+    @cached_property
+    def by_place(self) -> dict[str, list[tuple[int, str, float]]]:
+        """(day, category, value) of each place, in small letters; of all places under ""."""
+        found: dict[str, list[tuple[int, str, float]]] = {}
+        for (place, day, kind), value in self.values.items():
+            found.setdefault(place.lower(), []).append((day, kind, value))
+        return found
 
 
 def read_impacts(path: str | Path) -> Impacts:
@@ -98,9 +108,19 @@ def weekly(impacts: Impacts, region: str, days: np.ndarray) -> tuple[np.ndarray,
     first, last = (int(np.searchsorted(days, d, side="right")) for d in (min(every), max(every)))
     known = np.zeros(len(days), dtype=bool)
     known[first : last + 1] = True
-    for (place, day, kind), value in impacts.values.items():
-        week = int(np.searchsorted(days, day, side="right"))
-        inside = week < len(days) and day >= days[week] - 7
-        if inside and place.lower() in ("", region.lower()):
-            values[week, number[kind]] += value
+    for place in {"", region.lower()}:
+        for day, kind, value in impacts.by_place.get(place, ()):
+            week = int(np.searchsorted(days, day, side="right"))
+            if week < len(days) and day >= days[week] - 7:
+                values[week, number[kind]] += value
     return values, known
+
+
+def outside(impacts: Impacts, regions: Sequence[str], first: int, last: int) -> dict[str, int]:
+    """How many reports lie in no place, or on no day from `first` to before `last`."""
+    places = {"", *(name.lower() for name in regions)}
+    area = sum(place.lower() not in places for place, _, _ in impacts.values)
+    period = sum(
+        place.lower() in places and not first <= day < last for place, day, _ in impacts.values
+    )
+    return {"area": area, "period": period}

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from compress.drought.impacts import Impacts, read_impacts
+from compress.drought.impacts import Impacts, outside, read_impacts
 from compress.drought.series import WEEK, Series, read_series
 from compress.drought.settings import SideSettings
 from compress.drought.splitting import PARTS, Split, make_split
@@ -80,6 +80,9 @@ class Data:
             found["impacts"] = {
                 "digest": self.impacts.digest,
                 "records": self.impacts.records,
+                "outside": outside(
+                    self.impacts, table.regions, int(table.days.min()) - WEEK, int(table.days.max())
+                ),
                 "weeks_known": int(known.sum()),
                 "share_of_weeks": {
                     name: float((table.impacts[known, i] > 0).mean()) if known.any() else 0.0
@@ -164,9 +167,9 @@ def prepare(settings: SideSettings) -> Data:
         notes.append(f"categories never seen in training weeks, left out: {', '.join(dropped)}")
     if texts.digest and texts.duplicates:
         notes.append(f"{texts.duplicates} repeated texts left out")
-    outside = sum(texts.outside.values())
-    if outside:
-        notes.append(f"{outside} texts outside the series' places or weeks left out")
+    left_out = sum(texts.outside.values())
+    if left_out:
+        notes.append(f"{left_out} texts outside the series' places or weeks left out")
     return Data(
         series, texts, impacts, split, table, tuple(w for w, on in flags if on), tuple(notes)
     )

@@ -28,6 +28,7 @@ from compress.errors import RequestError
 
 YEAR = 52.18  # weeks
 TARGETS = ("dsci", "worst-category")
+LEAST_TRAINED = 8  # weeks of a place's own by which it is standardised
 
 
 @dataclass(frozen=True)
@@ -272,14 +273,16 @@ def _impacts_of(
 def _links(
     texts: Texts, regions: Sequence[Region], starts: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
+    by_place: dict[str, list[int]] = {}
+    for number, item in enumerate(texts.items):
+        by_place.setdefault(item.region.lower(), []).append(number)
     pairs = []
     for i, region in enumerate(regions):
-        name = region.name.lower()
-        for number, item in enumerate(texts.items):
-            if item.region and item.region.lower() != name:
-                continue
-            week = int(np.searchsorted(region.days, item.day, side="right"))
-            if week < len(region.days) and item.day >= region.days[week] - WEEK:
+        own = [*by_place.get("", ()), *by_place.get(region.name.lower(), ())]
+        days = np.array([texts.items[number].day for number in own], dtype=np.int64)
+        weeks = np.searchsorted(region.days, days, side="right")
+        for number, day, week in zip(own, days, weeks.tolist()):
+            if week < len(region.days) and day >= region.days[week] - WEEK:
                 pairs.append((starts[i] + week, number))
     pairs.sort()
     both = np.array(pairs, dtype=np.int64).reshape(-1, 2)
@@ -287,6 +290,14 @@ def _links(
 
 
 def _check_parts(table: WeekTable) -> None:
+    for number, name in enumerate(table.regions):
+        count = int(((table.region == number) & (table.part == TRAIN)).sum())
+        if count < LEAST_TRAINED:
+            raise RequestError(
+                f"{name} has {count} weeks before validation begins, {LEAST_TRAINED} are needed to "
+                "know its range",
+                "leave it out by --regions, or begin validation later",
+            )
     for number, name in enumerate(PARTS):
         inside = table.valid[table.part == number]
         for column, h in enumerate(table.horizons):

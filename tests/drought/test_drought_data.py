@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from compress.drought import baselines, metrics
-from compress.drought.impacts import read_impacts, weekly
+from compress.drought.impacts import outside, read_impacts, weekly
 from compress.drought.masking import mask_label_terms
 from compress.drought.reading import parse_date, parse_number
 from compress.drought.series import read_series
@@ -314,6 +314,8 @@ def test_impacts_by_week(write_rows):
     # the map's own day belongs to the next week
     assert values[:, 1].tolist() == [0, 3, 1, 0, 0]
     assert known.tolist() == [False, True, True, True, False]
+    assert outside(found, ["CA"], int(days[0]) - 7, int(days[-1])) == {"area": 1, "period": 0}
+    assert outside(found, ["CA", "TX"], int(days[0]), int(days[1])) == {"area": 0, "period": 2}
 
 
 # --- splitting ----------------------------------------------------------------------------------
@@ -349,6 +351,12 @@ def test_shares_and_dates_of_a_split():
 def test_too_few_weeks(write_rows):
     with pytest.raises(RequestError, match="CA has 60 weeks, too few to split: 64 are needed"):
         table_of(write_rows(rows_of(60)))
+
+
+def test_a_place_that_begins_after_training(write_rows):
+    late = [{**row, "StateAbbreviation": "TX"} for row in rows_of(80, date(2019, 1, 1))]
+    with pytest.raises(RequestError, match="TX has 0 weeks before validation begins"):
+        table_of(write_rows(rows_of(288) + late))
 
 
 def test_a_test_part_without_drought(write_rows):
