@@ -64,6 +64,7 @@ WAYS: dict[str, dict[str, Any]] = {
 """Ways to make layers dense; the default is greedy-ls, least squares, kl-logits and refit."""
 
 CORE = ("random experts", "frequency", "CD-MoE-S", "CD-MoE-SR", "default")
+WIDELY = ("CD-MoE-SR", "default")
 REFITTED = ("CD-MoE-S + refit", "CD-MoE-SR + refit")
 TUNED = ("CD-MoE-S", "CD-MoE-SR", "default")
 TUNING = {"finetune": 60, "finetune_lr": 1e-3, "finetune_seqlen": SEQLEN}
@@ -83,10 +84,15 @@ def core(layers: int, experts: int, routed: int) -> Iterator[Arm]:
         yield tuned(name, layers, routed)
 
 
+def repeated(arm: Arm, half: int) -> bool:
+    """Whether an arm of the core is run with other seeds before all else is run with one."""
+    return not arm.name.startswith("drop") and (arm.strength != half or arm.name in WIDELY)
+
+
 def others(layers: int, experts: int, routed: int) -> Iterator[Arm]:
     """Yield the arms between and beside those."""
     for n in (layers, layers // 2, layers * 3 // 4, 1):
-        some = WAYS if n in (layers, layers // 2) else ("CD-MoE-SR", "default")
+        some = WAYS if n in (layers, layers // 2) else WIDELY
         for name in some:
             yield Arm(name, n, {"layers": n, "experts": routed, **WAYS[name]})
         yield Arm("drop MoE layer", n, None)
@@ -218,7 +224,7 @@ def run(path: Path, arm: Arm, seed: int, place: Path) -> dict[str, Any]:
         "errors": errors,
         "bytes": open_source(out).bytes_on_disk(),
         **score(out),
-        "speed": against(path, out) if seed == 0 else {},
+        "speed": {},
     }
 
 
@@ -251,19 +257,28 @@ def main() -> None:
         with options.output.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
+    speeds = {(line["model"], line["bytes"]): line["speed"] for line in lines if line["speed"]}
     for path in options.model:
         if (path.name, "original", 0, 0) not in done:
             size = open_source(path).parameters_on_disk() * 4
             add({"model": path.name, "arm": "original", "strength": 0, "seed": 0,
                  "bytes": size, **score(path), "speed": {}, "errors": []})  # fmt: skip
-    for part, seed, path in itertools.product((core, others), range(options.seeds), options.model):
+    jobs = itertools.product((core, others), options.model, range(options.seeds))
+    for part, path, seed in jobs:
         config = AutoModelForCausalLM.from_pretrained(path).config
         count = getattr(config, "num_experts", None) or config.n_routed_experts
         for arm in part(config.num_hidden_layers, count, config.num_experts_per_tok):
             if (path.name, arm.name, arm.strength, seed) in done:
                 continue
+            half = config.num_hidden_layers // 2
+            if seed and part is core and not repeated(arm, half):
+                continue
             with tempfile.TemporaryDirectory() as place:
                 found = run(path, arm, seed, Path(place))
+                like = (path.name, found["bytes"])  # what has the same shapes is as fast
+                if like not in speeds:
+                    speeds[like] = against(path, Path(place) / "out")
+            found["speed"] = speeds[like]
             done.add((path.name, arm.name, arm.strength, seed))
             add({"model": path.name, "arm": arm.name, "strength": arm.strength,
                  "seed": seed, **found})  # fmt: skip

@@ -19,7 +19,7 @@ from typing import Any
 from compress.checkpoints.loader import skeleton
 from compress.checkpoints.source import Source, open_source
 from compress.checkpoints.workspace import Workspace, partial_path
-from compress.errors import RequestError
+from compress.errors import RequestError, RunError
 from compress.experts.preparing import Job, Say
 from compress.experts.settings import CondenseSettings
 from compress.reports.receipt import FILE_NAME, Receipt
@@ -106,21 +106,32 @@ def fine_tune(job: Job, layers: Sequence[str], workspace: Workspace, say: Say) -
 
     Returns:
         The receipt of the training.
+
+    Raises:
+        RunError: a loss isn't finite, memory or disk ran out.
     """
     place = workspace.path / "tuned"
     if not (place / FILE_NAME).is_file():
         condensed = open_source(workspace.result, trust_remote_code=job.source.trust_remote_code)
-        train(
-            DOOR,
-            workspace.result,
-            place,
-            resume=(partial_path(place) / "journal.json").is_file(),
-            train_only=tuned_parameters(condensed, layers),
-            trust_remote_code=job.source.trust_remote_code,
-            progress=job.progress,
-            say=say,
-            **tuning_options(job.settings),
-        )
+        try:
+            train(
+                DOOR,
+                workspace.result,
+                place,
+                resume=(partial_path(place) / "journal.json").is_file(),
+                train_only=tuned_parameters(condensed, layers),
+                trust_remote_code=job.source.trust_remote_code,
+                progress=job.progress,
+                say=say,
+                **tuning_options(job.settings),
+            )
+        except RunError as error:  # its hints are about options that aren't there
+            raise RunError(
+                f"`--finetune`: {error.message}",
+                "a smaller --finetune-lr may avoid it, in a new run"
+                if "finite" in error.message
+                else "`--resume` goes on from its last checkpoint",
+            ) from error
     for file in _weight_files(workspace.result):
         file.unlink()
     for file in _weight_files(place):

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import compress
-from compress.errors import RequestError
+from compress.errors import RequestError, RunError
 from compress.experts.divergence import js_divergence
 from compress.experts.pace import Pace, layers_for_speed
 from tiny_models import make_batch, make_checkpoint
@@ -195,3 +195,14 @@ def test_tuning_on_answers_counts_only_them(tmp_path):
     assert receipt["data"]["documents"] == 8
     assert receipt["training"]["tokens"] < 4 * 2 * 32  # samples are shorter than rows
     assert receipt["settings"]["finetune_sft"] == "q:a"
+
+
+def test_a_tuning_that_diverges_names_its_own_option(text, tmp_path):
+    source = make_checkpoint("qwen2_moe", tmp_path / "src")
+    options = {**TUNED, "finetune": 20, "finetune_lr": 1e30}
+    with pytest.raises(RunError, match=r"`--finetune`: the (loss|gradient) isn't finite") as found:
+        compress.cd_moe_condense(
+            source, tmp_path / "out", batches=BATCHES, layers=1, finetune_data=text, **options
+        )
+    assert "--finetune-lr" in found.value.hint
+    assert not (tmp_path / "out").exists()
