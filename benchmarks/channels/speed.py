@@ -2,7 +2,8 @@
 
 Each network is built from its config with random weights (time doesn't depend on them), cut to a
 share of its multiply-adds by L1 with isomorphic ranking, once with widths as they fall and once
-rounded to multiples of 8 and 16 within the same budget, and timed against the dense one in turns.
+rounded to multiples of 8 and 16 within the same budget, and timed against the dense one in turns
+(on the CPU with one thread by that thread's own time, so that others' work doesn't count).
 A line per network and cut is appended to OUT; networks that are there are left out, so a killed
 run goes on.
 
@@ -16,6 +17,7 @@ import argparse
 import copy
 import json
 import statistics
+import time
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +109,9 @@ def networks_of(name: str, device: str) -> tuple[list[Any], list[dict[str, Any]]
 def run(name: str, out: Path, device: str, batches: tuple[int, ...], rounds: int) -> None:
     """Time one network and append its lines."""
     models, about, example = networks_of(name, device)
-    found = time_networks(models, example, batches=batches, rounds=rounds)
+    alone = device == "cpu" and torch.get_num_threads() == 1
+    clock = time.thread_time if alone else time.perf_counter
+    found = time_networks(models, example, batches=batches, rounds=rounds, clock=clock)
     machine = torch.cuda.get_device_name() if device == "cuda" else "cpu"
     lines = []
     for entry, latency in zip(about, found, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -60,6 +60,7 @@ def time_networks(
     *,
     batches: Sequence[int] = BATCHES,
     rounds: int | None = None,
+    clock: Callable[[], float] = time.perf_counter,
     progress: Progress = silent,
 ) -> list[Latency]:
     """Time networks against each other, in turns, so that a busy machine hurts all alike.
@@ -72,6 +73,7 @@ def time_networks(
         example: pixel values [1, 3, H, W] of the size that they take.
         batches: batch sizes.
         rounds: timings of each network and size; None takes 11.
+        clock: seconds; on a busy machine `time.thread_time` is fairer where one thread computes.
         progress: called after each round.
     """
     place = next(models[0].parameters())
@@ -85,11 +87,11 @@ def time_networks(
         for size in batches:
             images = example[:1].to(place.device, place.dtype).expand(size, -1, -1, -1)
             images = images.contiguous()
-            passes = [_warm(model, images) for model in models]
+            passes = [_warm(model, images, clock) for model in models]
             seconds: list[list[float]] = [[] for _ in models]
             for _ in range(rounds):
                 for model, times, count in zip(models, seconds, passes, strict=True):
-                    times.append(_timed(model, images, count))
+                    times.append(_timed(model, images, count, clock))
                 done += 1
                 progress("latency", done, total, f"batch {size}")
             for number, times in enumerate(seconds):
@@ -104,20 +106,20 @@ def time_networks(
             model.train(mode)
 
 
-def _warm(model: nn.Module, images: Tensor) -> int:
+def _warm(model: nn.Module, images: Tensor, clock: Callable[[], float]) -> int:
     """Run until warm; return how many passes fill a timing."""
-    _timed(model, images, 2)
-    return max(1, min(64, round(_SECONDS / max(_timed(model, images, 1), 1e-6))))
+    _timed(model, images, 2, clock)
+    return max(1, min(64, round(_SECONDS / max(_timed(model, images, 1, clock), 1e-6))))
 
 
-def _timed(model: nn.Module, images: Tensor, passes: int) -> float:
+def _timed(model: nn.Module, images: Tensor, passes: int, clock: Callable[[], float]) -> float:
     """Seconds of one pass, mean over some."""
     _wait(images.device)
-    begin = time.perf_counter()
+    begin = clock()
     for _ in range(passes):
         model(pixel_values=images)
     _wait(images.device)
-    return (time.perf_counter() - begin) / passes
+    return (clock() - begin) / passes
 
 
 def _wait(device: torch.device) -> None:
