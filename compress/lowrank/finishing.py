@@ -71,11 +71,10 @@ def _recovered(
             job, planned.targets, files, workspace.result, workspace.path / "recovery"
         )
     if told.kept:
-        shutil.rmtree(workspace.path / "written")
         for file in workspace.result.iterdir():
             file.unlink()
         with job.clock("save"):
-            write_checkpoint(job, planned.targets, found, workspace)
+            write_checkpoint(job, planned.targets, found, workspace, "rewritten")
     else:
         job.notes.append(
             f"recovery: {told.steps} steps didn't lower the loss on held-out sequences "

@@ -23,7 +23,9 @@ from compress.lowrank.preparing import Job
 from compress.lowrank.store import BlockFiles
 
 
-def write_checkpoint(job: Job, targets: Targets, files: BlockFiles, workspace: Workspace) -> None:
+def write_checkpoint(
+    job: Job, targets: Targets, files: BlockFiles, workspace: Workspace, parts: str = "written"
+) -> None:
     """Write the checkpoint into the workspace's result.
 
     Args:
@@ -31,13 +33,14 @@ def write_checkpoint(job: Job, targets: Targets, files: BlockFiles, workspace: W
         targets: which units became factors.
         files: holds them.
         workspace: where.
+        parts: name of a directory in it for finished blocks, which a resumed run takes up.
     """
     source, dtype = job.source, resolve_dtype(job.settings.dtype)
     model = skeleton(source, dtype)
     blocks = [block.name for block in job.anatomy.blocks]
     loader = BlockLoader(source, model, blocks=blocks, dtype=dtype)
     writer = _FactorWriter(
-        workspace.path / "written", *_target(job, targets, workspace, loader, dtype),
+        workspace.path / parts, *_target(job, targets, workspace, loader, dtype),
         keep=source if dtype is None else None,
     )  # fmt: skip
     done = writer.parts()

@@ -11,6 +11,7 @@ import torch
 import compress
 from compress.errors import RequestError
 from compress.lowrank import finishing
+from compress.reports.receipt import Receipt
 
 
 def run(call, kill):
@@ -52,7 +53,7 @@ def files(place):
     ("method", "kills"),
     [
         ("sequential", [("measure", 2), ("factor", 0), ("factor", 2), ("write", 1), "commit"]),
-        ("whiten", [("measure", 1), ("spectra", 2), ("factor", 3), ("recover", 2)]),
+        ("whiten", [("measure", 1), ("spectra", 2), ("factor", 3), ("recover", 2), "commit"]),
     ],
 )
 def test_the_bytes_are_those_of_an_undisturbed_run(method, kills, checkpoint, text, tmp_path):
@@ -71,6 +72,8 @@ def test_the_bytes_are_those_of_an_undisturbed_run(method, kills, checkpoint, te
         assert not out.exists()
     assert run(job(out, True), None) == 0
     assert files(out) == files(tmp_path / "alone")
+    told = [Receipt.read(place).extra["lowrank"] for place in (out, tmp_path / "alone")]
+    assert told[0] == told[1]
     assert not (tmp_path / "out.partial").exists()
 
 
