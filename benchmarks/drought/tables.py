@@ -157,7 +157,7 @@ def main() -> None:
         if name not in runs:
             continue
         seeds = len(runs[name]["seeds"])
-        print(f"## {title}\n\n{seeds} seeds; errors are averaged over them.\n")
+        print(f"## {title}\n\n{seeds} seed{'s' * (seeds != 1)}; errors are averaged over seeds.\n")
         print(mae_section(name, runs))
         for section in (paired_section, encoder_section, coverage_section):
             text = section(name, runs)

@@ -53,13 +53,15 @@ def block_draws(weeks: int, draws: int = DRAWS, block: int = BLOCK, seed: int = 
     """How often each week is drawn by a moving-block bootstrap, int64 [draws, weeks].
 
     Whole blocks of consecutive weeks are drawn until there are as many weeks as before, the last
-    block cut; a series shorter than two blocks takes blocks of half its length.
+    block cut; a series shorter than two blocks takes blocks of half its length. Blocks wrap around
+    the end (Politis and Romano's circular form), so that each week is drawn as often as another:
+    without that the first and last weeks are rare, and an interval may miss its own estimate.
     """
     size = max(min(block, weeks // 2), 1)
     rng = np.random.Generator(np.random.Philox(key=[seed, weeks]))
     count = -(-weeks // size)
-    starts = rng.integers(0, weeks - size + 1, size=(draws, count))
-    at = (starts[:, :, None] + np.arange(size)).reshape(draws, -1)[:, :weeks]
+    starts = rng.integers(0, weeks, size=(draws, count))
+    at = (starts[:, :, None] + np.arange(size)).reshape(draws, -1)[:, :weeks] % weeks
     flat = (np.arange(draws)[:, None] * weeks + at).ravel()
     return np.bincount(flat, minlength=draws * weeks).reshape(draws, weeks)
 

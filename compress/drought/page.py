@@ -35,9 +35,9 @@ def side_page(
         cells = [[page.cell(text) for text in row] for row in rows]
         parts.append(f"<h2>{escape(name)}</h2>{page.html_table(titles, cells)}")
     parts.append(
-        "<p>Intervals of skill: moving-block bootstrap over weeks, blocks of 26. Bands: split "
-        "conformal on validation residuals. It estimates an index and its uncertainty; it doesn't "
-        "foresee a drought.</p>"
+        "<p>Intervals of skill: moving-block bootstrap over weeks, circular blocks of 26. Bands: "
+        "split conformal on validation residuals. It estimates an index and its uncertainty; it "
+        "doesn't foresee a drought.</p>"
     )
     return page.html_page("Drought severity and impact, estimated", parts)
 

@@ -61,7 +61,7 @@ def columns(runs: Sequence[Run]) -> list[Column]:
     heard = list(dict.fromkeys(spec for run in runs for spec in _rates(run)))
     named = fmt.short_names(heard)
     found += [_rate_column(s, "wer" if len(heard) == 1 else f"wer {named[s]}") for s in heard]
-    horizons = list(dict.fromkeys(h for run in runs for h in _skill(run)))
+    horizons = sorted({h for run in runs for h in _skill(run)}, key=int)
     found += [_skill_column(h) for h in horizons]
     sizes: list[tuple[str, Callable[[Run], float | None], Sequence[str]]] = [
         ("non-zero", lambda r: r.after.nonzero, fmt.COUNT_UNITS),

@@ -181,12 +181,14 @@ def _other_quality_rows(before: Measures, after: Measures) -> list[Row]:
 def _skill_rows(skill: Mapping[str, Any]) -> list[Row]:
     """Errors of an estimator by horizon, beside those of persistence, and its skill against it."""
     rows = []
-    for h, row in skill.items():
+    for h in sorted(skill, key=int):
+        row, weeks = skill[h], int(h)
+        ahead = f"{weeks} week{'s' * (weeks != 1)} ahead" if weeks else "nowcast"
         low, high = row["ci95"]
         certain = f"(95 %: {fmt.signed(low, 3)} … {fmt.signed(high, 3)}) {row.get('verdict', '')}"
         rows.append(
             Row(
-                f"MAE, {h} weeks; persistence {fmt.quality(row['persistence_mae'])}",
+                f"MAE, {ahead}; persistence {fmt.quality(row['persistence_mae'])}",
                 "",
                 fmt.quality(row["mae"]),
                 f"skill {fmt.signed(row['skill'], 3)}",

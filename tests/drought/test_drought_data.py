@@ -496,6 +496,8 @@ def test_baselines_see_training_weeks_only(simulated, tmp_path):
 def test_the_bootstrap_draws_whole_blocks():
     draws = metrics.block_draws(100, draws=500, block=26, seed=0)
     assert (draws.sum(axis=1) == 100).all()
+    # every week as often as another, the first and last ones too
+    assert np.abs(draws.mean(axis=0) - 1).max() < 0.25
     # neighbours are drawn together: their counts hardly differ
     together = np.abs(np.diff(draws, axis=1)).mean()
     alone = np.abs(np.diff(np.random.default_rng(0).multinomial(100, [0.01] * 100, 500))).mean()

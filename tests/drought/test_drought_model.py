@@ -424,7 +424,7 @@ def test_the_suite_takes_its_linear_layers_and_lists_the_rest(trained, files, tm
 def test_report_shows_skill(trained):
     place, _ = trained
     text = compress.report(place).render(width=120, terminal=False)
-    assert "MAE, 4 weeks; persistence" in text
+    assert "MAE, 4 weeks ahead; persistence" in text
     assert "skill" in text
     both = compress.report([place, place]).render(width=120, terminal=False)
     assert "skill 4" in both
