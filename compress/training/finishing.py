@@ -141,6 +141,8 @@ def training_entry(job: Job, done: Run) -> dict[str, Any]:
         "tokens_per_s": done.tokens_per_s,
         "spikes": done.spikes,
     }
+    if done.optimizer_kernels is not None:
+        entry["optimizer_kernels"] = done.optimizer_kernels
     injection = settings.injection()
     if injection is not None:
         entry["injected"] = injection.receipt(settings.run_steps())

@@ -38,6 +38,7 @@ class Run:
         metrics: the file of logs.
         tokens_per_s: of this process's steps, without validation and saves.
         spikes: the receipt's entry; None where they weren't counted.
+        optimizer_kernels: how SPAM or Stable-SPAM ran, Engine.route: others round otherwise.
     """
 
     trainer: Trainer | None
@@ -50,6 +51,7 @@ class Run:
     skipped: int
     tokens_per_s: float | None = None
     spikes: dict[str, Any] | None = None
+    optimizer_kernels: str | None = None
 
     @property
     def model(self) -> PreTrainedModel:
@@ -185,6 +187,7 @@ def _finished(trainer: Trainer, tokens: int, valid: dict[str, MeanLoss], place: 
         if "loss" in entry
     ]
     optimizer: Any = trainer.optimizer
+    engine = getattr(getattr(optimizer, "optimizer", optimizer), "_engine", None)  # accelerate's
     return Run(
         trainer,
         losses,
@@ -194,4 +197,5 @@ def _finished(trainer: Trainer, tokens: int, valid: dict[str, MeanLoss], place: 
         place / "tensorboard",
         state_size(optimizer),
         trainer.skipped,
+        optimizer_kernels=engine.route if engine is not None else None,
     )

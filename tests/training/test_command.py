@@ -49,6 +49,7 @@ def test_a_random_start_gives_a_stock_checkpoint(config, options, text, tmp_path
     assert (entry["steps"], entry["tokens"]) == (6, 6 * 4 * 24)
     assert entry["loss"]["value"] == pytest.approx(done.losses[-1][1])
     assert entry["optimizer_state_bytes"] >= 8 * model.num_parameters()
+    assert "optimizer_kernels" not in entry
     assert found["data"]["documents"] == 40
     assert found["data"]["digest"].startswith("sha256:")
     assert ("train", 6, 6) in [call[:3] for call in seen]
@@ -333,7 +334,9 @@ def test_sparse_momentum_takes_less_memory(config, options, tmp_path):
     for density in (1.0, 0.25):
         place = tmp_path / str(density)
         train_spam(config, place, **{**options, "optimizer": "spam", "density": density})
-        found[density] = receipt_of(place)["training"]["optimizer_state_bytes"]
+        entry = receipt_of(place)["training"]
+        found[density] = entry["optimizer_state_bytes"]
+        assert entry["optimizer_kernels"] in ("native", "fused", "plain")
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "1.0")
     hidden = sum(p.numel() for n, p in model.named_parameters() if "_proj" in n)
     assert found[1.0] == pytest.approx(8 * model.num_parameters(), rel=0.01)

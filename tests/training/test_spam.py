@@ -415,7 +415,8 @@ def path_of(route, monkeypatch, *, density=1.0, bias="restart"):
 
 @pytest.mark.parametrize("bias", ["restart", "legacy"])
 def test_the_fused_route_agrees(bias, monkeypatch):
-    fused, _ = path_of("fused", monkeypatch, bias=bias)
+    fused, optimizer = path_of("fused", monkeypatch, bias=bias)
+    assert optimizer._engine.route == "fused"
     eager, _ = path_of("eager", monkeypatch, bias=bias)
     for a, b in zip(fused, eager):
         assert torch.allclose(a, b, rtol=0, atol=1e-6)
@@ -455,6 +456,7 @@ def test_the_native_route_agrees(density, bias, monkeypatch):
     if isinstance(native._load(), str):
         pytest.skip(f"no compiler here: {native._load()}")
     assert not optimizer._engine._compiled  # no graphs
+    assert optimizer._engine.route == "native"
     eager, _ = path_of("eager", monkeypatch, density=density, bias=bias)
     for a, b in zip(through, eager):
         assert torch.allclose(a, b, rtol=0, atol=1e-6)

@@ -142,6 +142,7 @@ class Engine:
 
     Attributes:
         fault: why the compiler couldn't be used, None if it could or wasn't asked.
+        route: how the last call ran: native, compiled, fused or plain; None before the first.
     """
 
     def __init__(self, compiling: bool | str, parameters: int) -> None:
@@ -149,6 +150,7 @@ class Engine:
         self._wanted = compiling is True or (compiling == "auto" and parameters >= COMPILE_FROM)
         self._compiled: dict[Any, Kernel | None] = {}
         self.fault: str | None = None
+        self.route: str | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_compiled": {}}  # graphs can't be copied or pickled
@@ -210,10 +212,12 @@ class Engine:
         """
         if self._in_native(kernel, lists):
             native.run(kernel.__name__, lists, *_NATIVE[kernel.__name__])
+            self.route = "native"
             return
         for places in _bundles(lists):
             graph = self._graph(kernel, lists, places)
             parts = [[tensors[place] for place in places] for tensors in lists]
+            self.route = "plain" if graph is None else "compiled"
             if graph is not None:
                 graph(parts)
                 continue

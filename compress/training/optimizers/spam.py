@@ -228,6 +228,7 @@ class SPAM(HealthyOptimizer):
                 kernels.spam(*tensors)
         elif fused_fits(*flat) and not self._engine.fast(kernels.spam, lists):
             _run_fused(items, flat, scalars)
+            self._engine.route = "fused"
         else:
             self._engine.run(kernels.spam, lists)
         if "master" in items[0].state:
