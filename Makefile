@@ -1,5 +1,6 @@
 # make demo   creates .venv, installs with exact pins, runs `compress demo`
 # make test   the same environment: lint, types, the whole test suite
+# make recipes  every shipped recipe in its quick form
 # make docs   builds the pages into site/
 # make TORCH_INDEX=URL demo   takes torch from that index instead of the configured one
 
@@ -50,6 +51,10 @@ test: lint types
 docs: $(VENV)/.installed
 	$(PIP) install --quiet -c constraints.txt -e '.[docs]'
 	$(BIN)/mkdocs build --strict
+
+recipes: $(VENV)/.installed
+	@echo "== every shipped recipe in its quick form (about 15 minutes)"
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/recipes/quick.py runs/quick
 
 clean:
 	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache

@@ -282,6 +282,8 @@ def _agree(instance: Instance, cell: Sequence[tuple[str, int]]) -> bool:
 
 def found_instances(graph: Graph, instance: Instance, reference: Reference) -> list[Instance]:
     """The instances that `${steps.…}` or `${all.…}` names, seen from one instance."""
+    if len(reference.parts) < 2:
+        return []
     needed = [graph.instances[place] for place in instance.needs]
     named = [i for i in needed if i.step.name == reference.parts[1]]
     if reference.head == "steps":  # both forms may name one step: its own cell's agrees with all

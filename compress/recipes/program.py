@@ -136,7 +136,7 @@ class Program:
         return {k: v for k, v in context.params.items() if k != "debug"}
 
 
-RESERVED = ("run", "needs", "with", "keep")
+RESERVED = ("run", "needs", "with", "retain")
 
 
 def near_command(name: str) -> str:

@@ -13,11 +13,12 @@ from compress.recipes.marks import Mark, Node
 from compress.recipes.mistakes import Mistakes
 from compress.recipes.program import OWN, RESERVED, Program, commands, near_command
 from compress.recipes.reading import Source
+from compress.recipes.references import WHOLE
 
 SECTIONS = (
     "about", "vars", "env", "seed", "seeds", "matrix", "defaults", "steps", "report",
 )  # fmt: skip
-KEEPS = ("all", "receipt")
+RETAINED = ("all", "receipt")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*$")
 _TAKEN = ("logs", "records")
 _LABEL = 40
@@ -35,7 +36,7 @@ class Step:
         own: names of those that the step itself gives.
         extra: `with:`, a mapping of further options.
         needs: steps that must be done before, beside those that it refers to.
-        keep: "all" of its output, or only the "receipt" once nothing else needs it.
+        retain: "all" of its output, or only the "receipt" once nothing else needs it.
         mark: where it stands.
     """
 
@@ -46,7 +47,7 @@ class Step:
     own: frozenset[str]
     extra: Node | None
     needs: tuple[Node, ...]
-    keep: str
+    retain: str
     mark: Mark
 
     @property
@@ -117,6 +118,9 @@ def read_parts(source: Source, max_cells: int, mistakes: Mistakes) -> Recipe:
     }
     if not sections["steps"]:
         mistakes.add(source.tree.mark, "the recipe has no `steps:`")
+    for name, node in sections["vars"].items():
+        if name in WHOLE:
+            mistakes.add(node.place, f"`{name}` can't name a variable: `${{{name}.…}}` is taken")
     programs: dict[str, Program] = {}
     defaults = _defaults(sections["defaults"], tree.get("seed"), mistakes)
     axes = list(_axes(sections["matrix"], tree.get("seeds"), mistakes))
@@ -218,7 +222,7 @@ def _step(
         own,
         node.value.get("with"),
         tuple(_list(node.value.get("needs"))),
-        _keep(node.value.get("keep"), mistakes),
+        _retained(node.value.get("retain"), mistakes),
         node.place,
     )
 
@@ -249,11 +253,12 @@ def _check_argument(
         mistakes.add(argument.place, f"step `{name}`: {program.name} works on one at a time")
 
 
-def _keep(node: Node | None, mistakes: Mistakes) -> str:
+def _retained(node: Node | None, mistakes: Mistakes) -> str:
     if node is None:
         return "all"
-    if node.value not in KEEPS:
-        mistakes.add(node.mark, f"`keep: {node.value}`", near_names(str(node.value), KEEPS))
+    if node.value not in RETAINED:
+        hint = near_names(str(node.value), RETAINED)
+        mistakes.add(node.mark, f"`retain: {node.value}` isn't a choice", hint)
         return "all"
     return str(node.value)
 
@@ -278,6 +283,8 @@ def _axes(matrix: Mapping[str, Node], seeds: Node | None, mistakes: Mistakes) ->
     for name, node in matrix.items():
         if name in ("exclude", "include"):
             continue
+        if name in WHOLE:
+            mistakes.add(node.place, f"`{name}` can't name an axis: `${{{name}.…}}` is taken")
         values = _list(node)
         if not isinstance(node.value, list):
             mistakes.add(node.place, f"axis `{name}` is a list of values")

@@ -126,7 +126,7 @@ class Run:
         """
         key = key_of(instance.step.program.name, self.call(instance, "key"), self.env, self.known)
         found = None if self.choices.anew else self.store.find(key)
-        light = instance.step.keep == "receipt"
+        light = instance.step.retain == "receipt"
         if found is not None and (not found.light or (light and instance.place not in self._again)):
             self._put(self.store.take(instance, key))
             return False
@@ -282,7 +282,7 @@ class Run:
         for place, record in list(self.records.items()):
             if record.status != OK or record.light:
                 continue
-            if self.graph.instances[place].step.keep != "receipt":
+            if self.graph.instances[place].step.retain != "receipt":
                 continue
             users = [p for p, i in self.graph.instances.items() if place in i.needs]
             if all(u in self.records and self.records[u].status == OK for u in users):

@@ -245,7 +245,7 @@ def test_jobs_run_side_by_side_and_no_more(recipe, stub):
 
 
 def test_weights_that_are_not_wanted_are_dropped_once_nothing_needs_them(recipe, stub):
-    text = CHAIN.replace("    method: magnitude\n", "    method: magnitude\n    keep: receipt\n")
+    text = CHAIN.replace("    method: magnitude\n", "    method: magnitude\n    retain: receipt\n")
     name = recipe(text)
     compress.run(name, "out")
     assert os.listdir("out/prune") == ["receipt.json"]
