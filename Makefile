@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 TORCH := $(shell grep -E '^torch==' constraints.txt)
 WORKERS ?= 2
 
-.PHONY: demo test lint types docs install clean
+.PHONY: demo test recipes lint types docs install clean
 .DEFAULT_GOAL := demo
 
 install: $(VENV)/.installed

@@ -107,6 +107,9 @@ COMMANDS: dict[str, Entry] = {
     "demo": Entry(
         "Work", "the main job on what the package ships; no network", "compress.cli.demo"
     ),
+    "completion": Entry(
+        "Work", "bash, zsh, fish: completes commands and options", "compress.cli.completion"
+    ),
     "doctor": Entry("Work", "what this machine has, and what to install", "compress.cli.doctor"),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from compress.cli import options as opt
 from compress.cli.options import option, shard_of
@@ -30,8 +31,16 @@ WORK = opt.options(
 )  # fmt: skip
 
 
+def _recipes(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Shipped recipes and files, for the completion of a shell."""
+    from compress.recipes.reading import shipped_recipes
+
+    names = [name for name in shipped_recipes() if name.startswith(incomplete)]
+    return [*map(CompletionItem, names), CompletionItem(incomplete, type="file")]
+
+
 @click.command("run", cls=opt.Command)
-@click.argument("recipe", required=False)
+@click.argument("recipe", required=False, shell_complete=_recipes)
 @opt.OUTPUT
 @option(
     "--set",

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from compress.errors import RunError
 from compress.recipes.judging import Question
@@ -120,22 +120,27 @@ class Forked:
     """Steps are forks of a process that has imported what they need."""
 
     def __init__(self, names: Sequence[str], env: Mapping[str, str]) -> None:
-        told, tell = os.pipe()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "compress.recipes.nursery", str(tell), *_preloaded(names)],
-            stdin=subprocess.PIPE,
-            env={**os.environ, **env},
-            pass_fds=(tell,),
-            start_new_session=True,
-        )
-        os.close(tell)
+        self._names, self._env = tuple(names), dict(env)
+        self._process: subprocess.Popen[bytes] | None = None  # started by the first request
         self._lock = threading.Condition()
         self._answers: dict[int, dict[str, Any]] = {}
         self._running: set[int] = set()
         self._next = 0
         self._gone = False
-        self._told = os.fdopen(told, "rb")
-        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _open(self) -> None:
+        told, tell = os.pipe()
+        modules = _preloaded(self._names)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "compress.recipes.nursery", str(tell), *modules],
+            stdin=subprocess.PIPE,
+            env={**os.environ, **self._env},
+            pass_fds=(tell,),
+            start_new_session=True,
+        )
+        os.close(tell)
+        stream = os.fdopen(told, "rb")
+        threading.Thread(target=self._listen, args=(stream,), daemon=True).start()
 
     def run(self, order: Order) -> int:
         """Run an order to its end."""
@@ -158,6 +163,8 @@ class Forked:
 
     def close(self) -> None:
         """End the nursery, and with it every step."""
+        if self._process is None:
+            return
         with suppress(OSError):
             assert self._process.stdin is not None
             self._process.stdin.close()
@@ -169,6 +176,8 @@ class Forked:
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         with self._lock:
+            if self._process is None:
+                self._open()
             self._next += 1
             number = self._next
             self._running.add(number)
@@ -181,13 +190,14 @@ class Forked:
         raise RunError("the process that starts steps has ended", "run the same command again")
 
     def _send(self, request: dict[str, Any]) -> None:
+        assert self._process is not None
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
 
-    def _listen(self) -> None:
-        for line in self._told:
+    def _listen(self, stream: IO[bytes]) -> None:
+        for line in stream:
             answer = json.loads(line)
             with self._lock:
                 if "id" in answer:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from compress.recipes.marks import read_file
-from compress.recipes.reading import QUICK, shipped_recipes
+from compress.recipes.reading import QUICK, shipped_recipes, with_includes
 from compress.reports import formats as fmt
 from compress.reports.receipt import SCHEMA
 
@@ -32,7 +31,7 @@ def shipped_list() -> Listing:
     """Read every shipped recipe's first lines."""
     found = []
     for name, path in shipped_recipes().items():
-        tree = read_file(path).value
+        tree = with_includes(path, (), path.name).value
         if "steps" in tree:
             about = tree["about"].value if "about" in tree else ""
             found.append({"name": name, "about": about, "quick": QUICK in tree})

@@ -49,7 +49,7 @@ def read_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Source:
             override of something that isn't there; names file, line and column.
     """
     path = find_recipe(recipe)
-    tree = _with_includes(path, (), shown=str(recipe) if Path(recipe) == path else path.name)
+    tree = with_includes(path, (), shown=str(recipe) if Path(recipe) == path else path.name)
     sets = [_parse_set(text) for text in overrides]
     quick = _is_quick(tree, [pair for pair in sets if pair[0] == [QUICK]])
     overlay = tree.value.get(QUICK)
@@ -98,8 +98,17 @@ def merged(base: Node, over: Node) -> Node:
     return Node(both, over.mark, over.key)
 
 
-def _with_includes(path: Path, above: tuple[Path, ...], shown: str) -> Node:
-    """Read a file behind what it includes."""
+def with_includes(path: Path, above: tuple[Path, ...], shown: str) -> Node:
+    """Read a file behind what it includes.
+
+    Args:
+        path: the file.
+        above: files that include it, outermost first.
+        shown: what marks call it.
+
+    Raises:
+        RequestError: a file that can't be read, or a circle of includes.
+    """
     own = read_file(path, shown)
     if not isinstance(own.value, dict):
         raise RequestError(f"{own.mark}: a recipe is a mapping, with `steps:`")
@@ -112,7 +121,7 @@ def _with_includes(path: Path, above: tuple[Path, ...], shown: str) -> Node:
         if target.resolve() in chain:
             files = " includes ".join(p.name for p in (*chain, target.resolve()))
             raise RequestError(f"{node.mark}: a cycle of includes: {files}")
-        part = _with_includes(target, chain, str(node.value))
+        part = with_includes(target, chain, str(node.value))
         base = part if base is None else merged(base, part)
     return tree if base is None else merged(base, tree)
 
