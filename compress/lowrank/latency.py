@@ -41,7 +41,7 @@ def measure_latency(
         progress: told of each size.
 
     Returns:
-        Of each model {"1_tokens_s": …, "16_tokens_s": …, "256_tokens_s": …}, median seconds; empty
+        Of each model {"1_token_s": …, "16_tokens_s": …, "256_tokens_s": …}, median seconds; empty
         where it doesn't read tokens. Sequences are as long as the model's limit allows, then more.
     """
     models = [source.load(dtype, device) for source in (dense, factored)]
@@ -57,7 +57,7 @@ def measure_latency(
         ids = torch.randint(size, (tokens // length, length), generator=generator(seed, tokens))
         ids = ids.to(device)
         for result, seconds in zip(found, _in_turn([_call(m, ids) for m in models], device)):
-            result[f"{tokens}_tokens_s"] = seconds
+            result[f"{tokens}_token{'s' * (tokens > 1)}_s"] = seconds
     progress("latency", len(TOKENS), len(TOKENS))
     return found
 

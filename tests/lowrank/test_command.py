@@ -269,6 +269,28 @@ def test_recovery_without_logits_and_one_that_does_not_help(tmp_path):
 def test_speed_is_told_by_the_number_of_tokens(factor, checkpoint, tmp_path):
     done = factor(checkpoint(), tmp_path / "out", method="svd", speed=True)
     for side in (done.receipt.before, done.receipt.after):
-        assert list(side.extra["latency"]) == ["1_tokens_s", "16_tokens_s", "256_tokens_s"]
+        assert list(side.extra["latency"]) == ["1_token_s", "16_tokens_s", "256_tokens_s"]
         assert all(value > 0 for value in side.extra["latency"].values())
     assert "latency, 256 tokens" in done.render()
+
+
+def test_a_borrowed_factor_needs_its_neighbour(checkpoint):
+    from compress.checkpoints import edits
+
+    model = compress.load(checkpoint())
+    name = "model.layers.0.self_attn.k_proj"
+    for rank, down, said in (
+        (4, "q_proj", "has no factors of rank 4"),
+        (4, "none", "has no factors of rank 4"),
+        (4, "a.b", "no module's name"),
+    ):
+        with pytest.raises(compress.errors.RequestError, match=said):
+            edits.apply(model, {name: {"kind": "lowrank_up", "rank": rank, "down": down}})
+        assert isinstance(model.get_submodule(name), torch.nn.Linear)
+    both = {
+        "model.layers.0.self_attn.q_proj": {"kind": "lowrank", "rank": 6},
+        name: {"kind": "lowrank_up", "rank": 4, "down": "q_proj"},
+    }
+    with pytest.raises(compress.errors.RequestError, match="has no factors of rank 4"):
+        edits.apply(model, both)
+    assert not factored(model)
