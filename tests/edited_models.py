@@ -109,6 +109,26 @@ vit = own(
     patch_size=4,
     num_labels=5,
 )
+beit = own(
+    "BeitForImageClassification",
+    "BeitConfig",
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=48,
+    image_size=16,
+    patch_size=4,
+    num_labels=5,
+    use_relative_position_bias=True,
+)
+convnextv2 = own(
+    "ConvNextV2ForImageClassification",
+    "ConvNextV2Config",
+    hidden_sizes=[8, 16],
+    depths=[1, 1],
+    num_stages=2,
+    num_labels=5,
+)
 conformer = own(
     "Wav2Vec2ConformerForCTC",
     "Wav2Vec2ConformerConfig",
@@ -190,6 +210,44 @@ CASES: dict[str, Case] = {
             "transformer.h.1.mlp.c_fc": {"kind": "linear", "out": 40},
             "transformer.h.1.mlp.c_proj": {"kind": "linear", "in": 40},
         },
+    ),
+    "attention vit": Case(
+        vit,
+        {
+            "vit.layers.0.attention": {"kind": "attention", "heads": 3, "head_dim": 4},
+            **{
+                f"vit.layers.0.attention.{part}": {"kind": "linear", "in": 32, "out": 12}
+                for part in ("q_proj", "k_proj", "v_proj")
+            },
+            "vit.layers.0.attention.o_proj": {"kind": "linear", "in": 12, "out": 32},
+        },
+        "AutoModelForImageClassification",
+    ),
+    "columns beit": Case(
+        beit,
+        {
+            "beit.layers.1.attention": {"kind": "attention", "heads": 3, "head_dim": 8},
+            **{
+                f"beit.layers.1.attention.{part}": {"kind": "linear", "out": 24}
+                for part in ("q_proj", "k_proj", "v_proj")
+            },
+            "beit.layers.1.attention.o_proj": {"kind": "linear", "in": 24},
+            "beit.layers.1.relative_position_bias": {"kind": "columns", "width": 3},
+        },
+        "AutoModelForImageClassification",
+    ),
+    "response_norm convnextv2": Case(
+        convnextv2,
+        {
+            "convnextv2.encoder.stages.0.layers.0.pwconv1": {"kind": "linear", "out": 20},
+            "convnextv2.encoder.stages.0.layers.0.grn": {
+                "kind": "response_norm",
+                "width": 20,
+                "of": 32,
+            },
+            "convnextv2.encoder.stages.0.layers.0.pwconv2": {"kind": "linear", "in": 20},
+        },
+        "AutoModelForImageClassification",
     ),
     "linear vit": Case(
         vit,
