@@ -83,7 +83,7 @@ def open_pool(backend: str, threads: int = 0) -> Iterator[Pool]:
         ray: Any = importlib.import_module("ray")
         own = not ray.is_initialized()
         if own:
-            ray.init(log_to_driver=False)
+            ray.init(log_to_driver=False, logging_level="ERROR")
         try:
             yield _Ray(ray)
         finally:

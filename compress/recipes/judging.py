@@ -67,6 +67,19 @@ def _condense(command: str, given: Mapping[str, Any]) -> None:
     _fields(CondenseSettings, given).resolved()
 
 
+def _lowrank(command: str, given: Mapping[str, Any]) -> None:
+    from compress.lowrank.settings import LowRankSettings
+
+    if not given["from_scratch"]:
+        _fields(LowRankSettings, given).check()
+
+
+def _pass_prune(command: str, given: Mapping[str, Any]) -> None:
+    from compress.channels.settings import PruneSettings
+
+    _fields(PruneSettings, given).resolved()
+
+
 def _train(command: str, given: Mapping[str, Any]) -> None:
     from compress.training.norms import NORMS
     from compress.training.settings import TrainSettings
@@ -80,6 +93,8 @@ _JUDGES: dict[str, Callable[[str, Mapping[str, Any]], None]] = {
     "alpha-prune": _alpha_prune,
     "calib-study": _calib_study,
     "cd-moe-condense": _condense,
+    "lowrank-svd": _lowrank,
+    "pass-prune": _pass_prune,
     "train-spam": _train,
     "train-meap": _train,
     "train-mixln": _train,

@@ -46,7 +46,10 @@ def test_config_gives_options_and_the_command_line_wins(tmp_path, seen):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("sparsty: 0.7\n", ["`sparsty` isn't an option of alpha-prune", "did you mean `sparsity`"]),
+        (
+            "sparsty: 0.7\n",
+            ["c.yaml:1:1: `sparsty` isn't an option of alpha-prune", "did you mean `sparsity`"],
+        ),
         ("a: [1\n", ["isn't YAML"]),
         ("- 1\n", ["`name: value` lines"]),
         ("sparsity: lots\n", ["'lots' is not a valid float"]),
@@ -61,6 +64,14 @@ def test_a_wrong_config_is_exit_code_2(text, words, tmp_path, capsys):
     err = capsys.readouterr().err
     for word in words:
         assert word in err
+
+
+def test_a_pattern_in_a_config_is_no_number_of_minutes(tmp_path, seen):
+    file = tmp_path / "c.yaml"
+    file.write_text("pattern: 2:4\nskip: ['*.k_proj']\ndamp: 1e-3\n")
+    assert call(["alpha-prune", "m", "-o", "o", "--config", str(file)]) == 0
+    assert seen["pattern"] == "2:4"
+    assert seen["damp"] == 0.001
 
 
 def test_every_option_of_the_settings_has_a_switch():
