@@ -1,4 +1,7 @@
-"""Tables and the picture of curve.jsonl."""
+"""Tables and the picture of curve.jsonl; lines of further files are joined into the first.
+
+python benchmarks/experts/curve_report.py benchmarks/experts/curve.jsonl [MORE.jsonl ...]
+"""
 
 from __future__ import annotations
 
@@ -66,7 +69,7 @@ def error_of(values: Sequence[float]) -> float:
 
 def report(lines: Sequence[dict[str, Any]], output: Path) -> None:
     """Write the tables and the picture beside curve.jsonl."""
-    models = list(dict.fromkeys(line["model"] for line in lines))
+    models = list(dict.fromkeys(line["model"] for line in lines if line["arm"] != "original"))
     text = []
     for model in models:
         mine = [line for line in lines if line["model"] == model]
@@ -85,7 +88,8 @@ def model_table(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
     for point in found:
         speeds = " / ".join(f"{v['speed_up']:.2f}" for v in point.speed.values())
         memory = f"{point.speed['1']['memory']:.2f}" if point.speed else ""
-        seeds = "" if len(point.loss) == 3 else f" ({len(point.loss)} seeds)"
+        count = len(point.loss)
+        seeds = "" if count == 3 else f" ({count} seed{'s' * (count > 1)})"
         yield (
             f"| {point.arm}{seeds} | {point.strength} | {point.size:.2f} | {spread(point.loss)} | "
             f"{spread(point.accuracy)} | {speeds} | {memory} |"
@@ -96,11 +100,13 @@ def model_table(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
 def kept_table(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
     """The smallest model of each way that keeps nine tenths of the accuracy."""
     dense, found = points(lines)
+    if not found:
+        return
     yield f"Smallest with {KEPT:.0%} of the accuracy ({KEPT * dense['accuracy']:.3f}):"
     yield ""
     yield "| way | layers or experts | bytes | accuracy kept | decode x, batch 1 / 16 |"
     yield "| --- | --- | --- | --- | --- |"
-    for arm in dict.fromkeys(point.arm for point in found):
+    for arm in dict.fromkeys(point.arm for point in found if point.strength):
         good = [
             p for p in found
             if p.arm == arm and statistics.fmean(p.accuracy) >= KEPT * dense["accuracy"]
@@ -162,12 +168,25 @@ def picture(lines: Sequence[dict[str, Any]], models: Sequence[str], path: Path) 
             plot.set_ylabel(y)
             plot.set_title(model)
             if y == "loss":
-                plot.set_ylim(dense["loss"] - 0.02, dense["loss"] + 0.8)
+                plot.set_ylim(dense["loss"] - 0.02, dense["loss"] + 1.2)
         axes[row, 1].axhline(KEPT * dense["accuracy"], color="red", linestyle=":", linewidth=0.8)
     axes[0, 0].legend(fontsize=7)
     save_figure(figure, path)
 
 
+def join(places: Sequence[Path]) -> list[dict[str, Any]]:
+    """Return the lines of several runs, each cell once, and keep them in the first file."""
+    cells = {}
+    for place in places:
+        for text in place.read_text(encoding="utf-8").splitlines():
+            line = json.loads(text)
+            cells[line["model"], line["arm"], line["strength"], line["seed"]] = line
+    lines = sorted(cells.values(), key=lambda line: (line["model"] != "tiny-moe", line["model"]))
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    places[0].write_text(text, encoding="utf-8")
+    return lines
+
+
 if __name__ == "__main__":
-    place = Path(sys.argv[1])
-    report([json.loads(line) for line in place.read_text().splitlines()], place)
+    files = [Path(name) for name in sys.argv[1:]]
+    report(join(files), files[0])
