@@ -46,31 +46,40 @@ class Costs:
     term_second: Tensor = field(repr=False)
     macs: tuple[Tensor, Tensor, Tensor] = field(repr=False)
     parameters: tuple[Tensor, Tensor, Tensor] = field(repr=False)
+    _elsewhere: dict[torch.device, Costs] = field(default_factory=dict, repr=False, compare=False)
 
     def macs_of(self, keeps: Tensor) -> Tensor:
         """Return the MACs of one image, float64 [...], for units kept [..., G]."""
-        return self._sum(self.macs, keeps)
+        here = self.to(keeps.device)
+        return here._sum(here.macs, keeps)
 
     def parameters_of(self, keeps: Tensor) -> Tensor:
         """Return the number of parameters, float64 [...], for units kept [..., G]."""
-        return self._sum(self.parameters, keeps)
+        here = self.to(keeps.device)
+        return here._sum(here.parameters, keeps)
 
     def measure(self, name: str, keeps: Tensor) -> Tensor:
         """Return "macs" or "parameters"."""
         return self.macs_of(keeps) if name == "macs" else self.parameters_of(keeps)
 
     def to(self, device: str | torch.device) -> Costs:
-        """Return the same on another device."""
-        moved = {
-            name: tuple(part.to(device) for part in value)
-            if isinstance(value, tuple)
-            else value.to(device)
-            for name, value in vars(self).items()
-        }
-        return Costs(**moved)  # type: ignore[arg-type]
+        """Return the same on another device; moved there once."""
+        place = torch.device(device)
+        if place == self.widths.device:
+            return self
+        if place not in self._elsewhere:
+            moved = {
+                name: tuple(part.to(place) for part in value)
+                if isinstance(value, tuple)
+                else value.to(place)
+                for name, value in vars(self).items()
+                if name != "_elsewhere"
+            }
+            self._elsewhere[place] = Costs(**moved)  # type: ignore[arg-type]
+        return self._elsewhere[place]
 
     def sizes(self, keeps: Tensor) -> Tensor:
-        """Return the length of every axis, float64 [..., A]."""
+        """Return the length of every axis, float64 [..., A]; `keeps` on this device."""
         keeps = keeps.to(torch.float64)
         padded = torch.cat([keeps, keeps.new_ones(*keeps.shape[:-1], 1)], dim=-1)
         terms = self.term_coef * padded[..., self.term_first] * padded[..., self.term_second]
