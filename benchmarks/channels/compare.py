@@ -52,6 +52,7 @@ OTHERS = {
 }
 ABLATIONS = {
     "pass, no prompt": {"method": "pass", "prompt": "none"},
+    "pass, tuned without prompt": {"method": "pass", "prompt_share": 0.0},
     "pass, no recurrence": {"method": "pass", "recurrent": False},
     "pass, no statistics": {"method": "pass", "stats": "none"},
     "pass on taylor": {"method": "pass", "start": "taylor"},

@@ -171,15 +171,17 @@ def _made_before(output: Path, wanted: dict[str, Any]) -> bool:
 
 def _own_numbers(images: ImageData, side: int) -> Processing:
     """Processing with the channels' mean and deviation of the training images, two digits."""
-    some = torch.cat([
-        batch["images"] for batch in images.train.batches(256, limit=5000, normalised=False)
-    ])  # fmt: skip
-    mean, std = (
-        tuple(round(float(v), 2) for v in values)
-        for values in (some.mean((0, 2, 3)), some.std((0, 2, 3)).clamp(min=0.01))
-    )
-    processor = make_processor(side, mean, std)
-    return Processing(processor, float(processor.rescale_factor), mean, std)
+    sums = torch.zeros(2, 3, dtype=torch.float64)
+    places = 0
+    for batch in images.train.batches(256, limit=5000, normalised=False):
+        values = batch["images"].double()
+        sums += torch.stack([values.sum((0, 2, 3)), values.square().sum((0, 2, 3))])
+        places += values[:, 0].numel()
+    mean = sums[0] / places
+    std = (sums[1] / places - mean.square()).clamp(min=1e-4).sqrt()
+    first, second = (tuple(round(float(v), 2) for v in values) for values in (mean, std))
+    processor = make_processor(side, first, second)
+    return Processing(processor, float(processor.rescale_factor), first, second)
 
 
 def _write(

@@ -147,7 +147,7 @@ def test_a_criterion_to_start_from_is_never_left_for_worse(work, tmp_path):
 @pytest.mark.parametrize(
     "option", [{"prompt": "none"}, {"recurrent": False}, {"stats": "none"},
                {"mapper": "shared"}, {"prompt": "expand"}, {"ste": "sigmoid"},
-               {"stats": "quantiles"}, {"norms": "batch"}],
+               {"stats": "quantiles"}, {"norms": "batch"}, {"precision": "bf16"}],
 )  # fmt: skip
 def test_every_form_runs(work, tmp_path, option):
     short = SearchSettings(epochs=0.5, batch_size=100, hidden=8, **option)
