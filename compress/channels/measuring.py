@@ -17,7 +17,9 @@ from compress.progress import Progress, silent
 
 BATCHES = (1, 64)
 _ROUNDS = 11
+_LEAST_ROUNDS = 3
 _SECONDS = 0.02  # of one timing at least
+_SPAN = 20.0  # seconds of all rounds of one size, where three rounds don't take longer
 
 
 class Timing(NamedTuple):
@@ -72,28 +74,30 @@ def time_networks(
         models: on one device.
         example: pixel values [1, 3, H, W] of the size that they take.
         batches: batch sizes.
-        rounds: timings of each network and size; None takes 11.
+        rounds: timings of each network and size; None takes 11, fewer where they would take
+            longer than 20 seconds, at least 3.
         clock: seconds; on a busy machine `time.thread_time` is fairer where one thread computes.
         progress: called after each round.
     """
     place = next(models[0].parameters())
-    rounds = _ROUNDS if rounds is None else rounds
     found: list[dict[int, Timing]] = [{} for _ in models]
     training = [model.training for model in models]
-    done, total = 0, rounds * len(batches)
     try:
         for model in models:
             model.eval()
         for size in batches:
             images = example[:1].to(place.device, place.dtype).expand(size, -1, -1, -1)
             images = images.contiguous()
-            passes = [_warm(model, images, clock) for model in models]
+            once = [_warm(model, images, clock) for model in models]
+            passes = [max(1, min(64, round(_SECONDS / max(one, 1e-6)))) for one in once]
+            whole = sum(one * count for one, count in zip(once, passes, strict=True))
+            fitting = max(_LEAST_ROUNDS, int(_SPAN / max(whole, 1e-9)))
+            count_rounds = min(_ROUNDS, fitting) if rounds is None else rounds
             seconds: list[list[float]] = [[] for _ in models]
-            for _ in range(rounds):
+            for done in range(count_rounds):
                 for model, times, count in zip(models, seconds, passes, strict=True):
                     times.append(_timed(model, images, count, clock))
-                done += 1
-                progress("latency", done, total, f"batch {size}")
+                progress(f"latency, batch {size}", done + 1, count_rounds)
             for number, times in enumerate(seconds):
                 first, middle, third = statistics.quantiles(times, n=4)
                 found[number][size] = Timing(middle, third - first)
@@ -106,10 +110,12 @@ def time_networks(
             model.train(mode)
 
 
-def _warm(model: nn.Module, images: Tensor, clock: Callable[[], float]) -> int:
-    """Run until warm; return how many passes fill a timing."""
-    _timed(model, images, 2, clock)
-    return max(1, min(64, round(_SECONDS / max(_timed(model, images, 1, clock), 1e-6))))
+def _warm(model: nn.Module, images: Tensor, clock: Callable[[], float]) -> float:
+    """Run until warm; return the seconds of a pass. A pass of a second is warm by itself."""
+    first = _timed(model, images, 1, clock)
+    if first >= 1:
+        return first
+    return _timed(model, images, 2, clock)
 
 
 def _timed(model: nn.Module, images: Tensor, passes: int, clock: Callable[[], float]) -> float:
