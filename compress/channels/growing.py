@@ -61,7 +61,7 @@ def grow(job: Job, model: nn.Module, masks: list[Tensor]) -> None:
                 weight.grad.add_(penalty * share * weight.detach())
             optimizer.step()
             step += 1
-            job.progress("growing penalty", step, total, f"loss {float(loss):.3f}")
+            job.progress("growing penalty", step, total, f"loss {loss.item():.3f}")
     model.eval()
 
 
