@@ -29,7 +29,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*")
     parser.add_argument("--anew", action="store_true", help="run those that have a line too")
     parser.add_argument("--table", action="store_true", help="print the table, run nothing")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     names = given.names or [r["name"] for r in shipped_list().recipes if r["quick"]]
     given.place.mkdir(parents=True, exist_ok=True)
     if not given.table:
