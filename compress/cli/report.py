@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from compress.cli import options as opt
@@ -19,6 +21,7 @@ from compress.cli.session import session
     heading="Files",
     help="the table as Markdown",
 )
+@option("--latex", type=click.Path(), metavar="FILE", heading="Files", help="as LaTeX's tabular")
 @option(
     "--html",
     type=click.Path(),
@@ -33,17 +36,31 @@ from compress.cli.session import session
     heading="Files",
     help="sparsity by block; forest plot",
 )
+@option(
+    "--rows",
+    multiple=True,
+    callback=opt.comma_list,
+    metavar="NAME,…",
+    heading="What to show",
+    help="these rows, or globs of their names; the first is the reference",
+)
+@option(
+    "--columns",
+    multiple=True,
+    callback=opt.comma_list,
+    metavar="TITLE,…",
+    heading="What to show",
+    help="these columns, in this order",
+)
+@option(
+    "--sort",
+    metavar="TITLE",
+    heading="What to show",
+    help="order the rows by a measure or setting, smallest first",
+)
 @opt.CONFIG
 @opt.SAY
-def command(
-    paths: tuple[str, ...],
-    csv: str | None,
-    markdown: str | None,
-    html: str | None,
-    png: str | None,
-    as_json: bool,
-    quiet: bool,
-) -> None:
+def command(paths: tuple[str, ...], as_json: bool, quiet: bool, **given: Any) -> None:
     """Show one run's receipt, or several as a table, the first row the reference.
 
     Example: compress report runs/*
@@ -51,5 +68,5 @@ def command(
     with session(as_json, quiet) as out:
         from compress.reports.compare import report
 
-        found = report(list(paths), csv=csv, markdown=markdown, html=html, png=png)
+        found = report(list(paths), **given)
         out.result(found.as_dict(), found.render())

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv as csv_format
+import fnmatch
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ class Report:
     """Runs side by side. The first row is the reference."""
 
     runs: tuple[Run, ...]
+    shown: tuple[str, ...] = field(default=(), kw_only=True)
+    """Titles of the table's columns in their order; empty shows all."""
 
     def as_dict(self) -> dict[str, Any]:
         """All rows and their tests against the first, as JSON types."""
@@ -79,6 +82,15 @@ class Report:
         remarks = "".join(f"\n{line}\n" for line in self.remarks())
         return fmt.markdown(header, rows, align) + remarks.replace("* better", "\\* better")
 
+    def to_latex(self) -> str:
+        """The table for a paper: a tabular of the package booktabs; remarks as comments."""
+        only = self.runs[0] if self.runs else None
+        if len(self.runs) == 1 and only is not None and only.receipt is not None:
+            rows = [list(row) for row in receipt_rows(only.receipt)]
+            return fmt.latex(["", "before", "after", "change", ""], rows, "lrrll")
+        header, rows, align = self.cells()
+        return fmt.latex(header, rows, align) + "".join(f"% {r}\n" for r in self.remarks())
+
     def to_csv(self) -> str:
         """A line per run: every setting and measure under its dotted name, at full precision."""
         lines: list[dict[str, Any]] = []
@@ -125,11 +137,8 @@ class Report:
         header = ["run", *(key.replace("_", " ") for key in settings)]
         header += ["status"] if status else []
         align = "l" + "".join(_side(self.runs, key) for key in settings) + "l" * status
-        return (
-            [*header, *(c.title + "  " * (c.title in marked) for c in measures)],
-            rows,
-            align + "r" * len(measures),
-        )
+        header += [c.title + "  " * (c.title in marked) for c in measures]
+        return _chosen(header, rows, align + "r" * len(measures), self.shown)
 
     def remarks(self) -> list[str]:
         """What holds for all rows, and what the marks rest on."""
@@ -158,28 +167,42 @@ def report(
     markdown: str | Path | None = None,
     html: str | Path | None = None,
     png: str | Path | None = None,
+    latex: str | Path | None = None,
     sort: str | None = None,
+    rows: Sequence[str] = (),
+    columns: Sequence[str] = (),
 ) -> Report:
     """Read receipts and lay them side by side; = `compress report`. One study is told whole.
 
     Args:
         paths: directories with a receipt, receipts, or files of `eval --json`; the first row is
             what the others are compared with.
-        csv, markdown: files to write the table to as well.
+        csv, markdown, latex: files to write the table to as well.
         html: a file for a page with the tables and the sparsity of every block.
         png: a file for a picture of the latter.
         sort: a measure's title or a setting to order the rows by, smallest first.
+        rows: names of rows, or globs of them; the first row shown is the reference. Empty is all.
+        columns: titles of columns, in their order; the rows' names come first. Empty is all.
 
     Raises:
         RequestError: a directory without a receipt, a half-written or newer one, an unknown
-            `sort`, a file that can't be written, or nothing to draw for `png`.
+            `sort`, row or column, a file that can't be written, or nothing to draw for `png`.
     """
     given = [paths] if isinstance(paths, (str, Path)) else list(paths)
     given = _single(given)
-    found = _study(given) or _side_by_side(given, sort)
+    found = _study(given)
+    if found is None:
+        found = _narrowed(_side_by_side(given, sort), rows, columns)
+    elif rows or columns or latex is not None:
+        raise RequestError(
+            "a study's report has no rows or columns to choose", "`--csv` has a line per cell"
+        )
     if png is not None:
         found.draw(png)
-    files = ((csv, found.to_csv), (markdown, found.to_markdown), (html, found.to_html))
+    files = (
+        *((csv, found.to_csv), (markdown, found.to_markdown)),
+        *((latex, found.to_latex), (html, found.to_html)),
+    )
     for place, text in files:
         if place is not None:
             try:
@@ -216,6 +239,35 @@ def _study(paths: Sequence[str | Path]) -> Report | None:
 def _side_by_side(paths: Sequence[str | Path], sort: str | None) -> Report:
     runs = read_runs(paths)
     return Report(tuple(_sorted(runs, sort) if sort else runs))
+
+
+def _narrowed(found: Report, rows: Sequence[str], titles: Sequence[str]) -> Report:
+    """The rows and columns that are asked for."""
+    runs = list(found.runs)
+    names = [run.name for run in runs]
+    for pattern in rows:
+        if not fnmatch.filter(names, pattern):
+            raise RequestError(f"no row is called `{pattern}`", near_names(pattern, names))
+    if rows:
+        runs = [run for p in rows for run in runs if fnmatch.fnmatchcase(run.name, p)]
+    made = Report(tuple({run.name: run for run in runs}.values()))
+    known = [title.strip() for title in made.cells()[0][1:]]
+    for title in titles:
+        if title not in known:
+            raise RequestError(f"no column is called `{title}`", near_names(title, known))
+    return replace(made, shown=tuple(titles))
+
+
+def _chosen(
+    header: list[str], rows: list[list[str]], align: str, titles: Sequence[str]
+) -> tuple[list[str], list[list[str]], str]:
+    """A table's columns under these titles, behind the first."""
+    if not titles:
+        return header, rows, align
+    bare = [title.strip() for title in header]
+    part = [0, *(bare.index(title) for title in titles)]
+    picked = [[row[i] for i in part] for row in rows]
+    return [header[i] for i in part], picked, "".join(align[i] for i in part)
 
 
 def _sorted(runs: Sequence[Run], key: str) -> list[Run]:

@@ -191,6 +191,27 @@ def wrap(text: str, width: int, indent: str = "  ") -> str:
     )
 
 
+def latex(header: Sequence[str], rows: Sequence[Sequence[str]], align: str) -> str:
+    """A table as LaTeX's tabular with the rules of booktabs."""
+
+    def line(cells: Sequence[str]) -> str:
+        return " & ".join(_tex(cell.strip()) for cell in cells) + " \\\\\n"
+
+    body = "".join(map(line, rows))
+    return (
+        f"\\begin{{tabular}}{{{align}}}\n\\toprule\n{line(header)}\\midrule\n{body}"
+        "\\bottomrule\n\\end{tabular}\n"
+    )
+
+
+def _tex(text: str) -> str:
+    """Text with what LaTeX takes for its own written out."""
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    special |= {sign: f"\\{sign}" for sign in "&%$#_{}"}
+    special |= {"±": r"$\pm$", "−": "$-$", "×": r"$\times$", "*": "$^{*}$", "…": r"\ldots{}"}
+    return "".join(special.get(sign, sign) for sign in text)
+
+
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], align: str) -> str:
     """A table as GitHub Markdown; `align` has "l" or "r" for each column."""
 

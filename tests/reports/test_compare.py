@@ -254,3 +254,32 @@ def test_word_error_rates_are_paired_by_utterance(tmp_path):
     assert "paired on" in text
     (tmp_path / "b" / "items.json").unlink()
     assert "!" not in report(pair).render(width=80, terminal=False)  # by two standard errors
+
+
+def test_rows_and_columns_are_chosen(three):
+    names = [run.name for run in report(three).runs]
+    found = report(three, rows=[names[2], names[0]], columns=["ppl", "allocation"])
+    header, rows, _ = found.cells()
+    assert [title.strip() for title in header] == ["run", "ppl", "allocation"]
+    assert [row[0] for row in rows] == [names[2], names[0]]  # the first is the reference
+    assert len(report(three, rows=["*"]).runs) == 3
+    with pytest.raises(RequestError, match="no row is called `nothing`"):
+        report(three, rows=["nothing"])
+    with pytest.raises(RequestError, match="no column is called `pp`") as caught:
+        report(three, columns=["pp"])
+    assert "`ppl`" in str(caught.value.hint)
+
+
+def test_latex_is_a_tabular_with_everything_escaped(three, tmp_path: Path):
+    report(three, latex=tmp_path / "t.tex")
+    lines = (tmp_path / "t.tex").read_text().splitlines()
+    header, rows, align = report(three).cells()
+    assert lines[0] == f"\\begin{{tabular}}{{{align}}}"
+    assert lines[-1].startswith("%")
+    body = [line for line in lines if line.endswith("\\\\")]
+    assert len(body) == len(rows) + 1
+    assert all(line.count(" & ") == len(header) - 1 for line in body)
+    assert "±" not in "".join(body)
+    from compress.reports.formats import latex
+
+    assert "a\\_b & 50 \\% \\\\" in latex(["x", "y"], [["a_b", "50 %"]], "lr")
