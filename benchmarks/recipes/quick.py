@@ -78,9 +78,12 @@ def row(run: dict) -> dict:
     after = run.get("after") or {}
     for spec, score in (after.get("perplexity") or {}).items():
         return {"name": run["name"], "measure": f"ppl {spec}", **score}
-    training = after.get("training") or run.get("training") or {}
-    if "loss" in training:
-        return {"name": run["name"], "measure": "loss", **training["loss"]}
+    receipt = Path(run["path"])
+    if receipt.is_file():  # of the run that is now in place
+        for score in (
+            json.loads(receipt.read_text()).get("training", {}).get("valid") or {}
+        ).values():
+            return {"name": run["name"], "measure": "valid loss", **score}
     return {"name": run["name"]}
 
 

@@ -53,6 +53,12 @@ from compress.cli.session import session
     help="these columns, in this order",
 )
 @option(
+    "--pareto",
+    metavar="TITLE",
+    heading="What to show",
+    help="draw quality against this cost, such as non-zero or tokens/s; also as --png",
+)
+@option(
     "--sort",
     metavar="TITLE",
     heading="What to show",

@@ -202,7 +202,8 @@ def _carry_out(
         if table is not None:
             write_atomic(workspace.result / "report.md", table.to_markdown())
         workspace.commit()
-        return RunResult(summary, table, Path(output))
+        # Read again: its rows name files where they lie now.
+        return RunResult(summary, table and table_of(Path(output)), Path(output))
 
 
 def _read_back(output: Path) -> RunResult:

@@ -328,6 +328,28 @@ def line(
     return "\n".join(row.rstrip() for row in plot)
 
 
+def scatter(
+    x: Sequence[float],
+    y: Sequence[float],
+    letters: Sequence[str],
+    *,
+    x_label: str = "",
+    width: int = WIDTH,
+    height: int = 12,
+    ascii_only: bool | None = None,
+) -> str:
+    """Points by their letters; where several fall on one place it shows `+`."""
+    marks = glyphs(ascii_only)
+    columns = width - _MARGIN
+    axis = _Axis(min(x), max(x), columns, False)
+    points = [(axis.column(a), b, letter) for a, b, letter in zip(x, y, letters)]
+    plot = _plane(points, columns, height, marks)
+    plot.append(" " * _MARGIN + axis.labels(columns, marks.minus))
+    if x_label:
+        plot.append(" " * _MARGIN + x_label)
+    return "\n".join(row.rstrip() for row in plot)
+
+
 def _plane(
     points: Sequence[tuple[int, float, str]], columns: int, height: int, marks: Glyphs
 ) -> list[str]:

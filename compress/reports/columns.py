@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from compress.numerics.significance import LEVEL, Test, holm, matched, mean_of, paired, unpaired
@@ -61,6 +62,7 @@ def columns(runs: Sequence[Run]) -> list[Column]:
     heard = list(dict.fromkeys(spec for run in runs for spec in _rates(run)))
     named = fmt.short_names(heard)
     found += [_rate_column(s, "wer" if len(heard) == 1 else f"wer {named[s]}") for s in heard]
+    found += _training_columns(runs)
     horizons = sorted({h for run in runs for h in _skill(run)}, key=int)
     found += [_skill_column(h) for h in horizons]
     sizes: list[tuple[str, Callable[[Run], float | None], Sequence[str]]] = [
@@ -68,11 +70,49 @@ def columns(runs: Sequence[Run]) -> list[Column]:
         ("on disk", lambda r: r.after.bytes, fmt.BYTE_UNITS),
         ("tokens/s", lambda r: getattr(r.after.speed, "decode_tokens_per_s", None), ("",)),
         ("memory", lambda r: getattr(r.after.speed, "peak_bytes", None), fmt.BYTE_UNITS),
+        ("optimizer state", lambda r: _training(r).get("optimizer_state_bytes"), fmt.BYTE_UNITS),
     ]
     for title, value, units in sizes:
         if len({v for run in runs if (v := value(run)) is not None}) > 1:
             found.append(_size_column(title, value, units, runs))
     return found
+
+
+def _training(run: Run) -> Mapping[str, Any]:
+    """What a training run tells of itself."""
+    return (run.receipt.extra.get("training") if run.receipt else None) or {}
+
+
+def _training_columns(runs: Sequence[Run]) -> list[Column]:
+    """Losses on held-out text by name; the training loss where a run has none."""
+    names = list(dict.fromkeys(name for run in runs for name in _training(run).get("valid") or {}))
+    titles = ["valid loss"] if len(names) == 1 else [f"loss {name}" for name in names]
+    found = [_loss_column(title, partial(_held_out, name)) for title, name in zip(titles, names)]
+    if any("loss" in _training(run) and not _training(run).get("valid") for run in runs):
+        found.append(_loss_column("train loss", lambda run: _training(run).get("loss")))
+    return found
+
+
+def _held_out(name: str, run: Run) -> Mapping[str, Any] | None:
+    """A training run's last loss on one held-out text."""
+    return (_training(run).get("valid") or {}).get(name)
+
+
+def _loss_column(title: str, score: Callable[[Run], Mapping[str, Any] | None]) -> Column:
+    def value(run: Run) -> float | None:
+        return (score(run) or {}).get("value")
+
+    def show(run: Run) -> str:
+        found, error = value(run), (score(run) or {}).get("stderr")
+        return "" if found is None else f"{found:.3f}" + (f" ± {error:.3f}" if error else "")
+
+    def test(first: Run, second: Run) -> Test | None:
+        a, b = score(first) or {}, score(second) or {}
+        if not all("value" in part and part.get("stderr") for part in (a, b)):
+            return None
+        return unpaired(a["value"], a["stderr"], b["value"], b["stderr"])
+
+    return Column(title, value, show, test)
 
 
 def _skill(run: Run) -> Mapping[str, Any]:
@@ -180,7 +220,8 @@ def _size_column(
 ) -> Column:
     known = [(id(run), v) for run in runs if (v := value(run)) is not None]
     texts = dict(zip((key for key, _ in known), fmt.scaled([v for _, v in known], units)))
-    return Column(title, value, lambda run: texts.get(id(run), ""))
+    fewer = title != "tokens/s"
+    return Column(title, value, lambda run: texts.get(id(run), ""), smaller=fewer)
 
 
 def verdicts(runs: Sequence[Run], measures: Sequence[Column]) -> list[Verdict]:

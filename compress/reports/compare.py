@@ -31,6 +31,8 @@ class Report:
     runs: tuple[Run, ...]
     shown: tuple[str, ...] = field(default=(), kw_only=True)
     """Titles of the table's columns in their order; empty shows all."""
+    against: str = field(default="", kw_only=True)
+    """A cost that quality is drawn against, below the table."""
 
     def as_dict(self) -> dict[str, Any]:
         """All rows and their tests against the first, as JSON types."""
@@ -70,7 +72,13 @@ class Report:
             for part in _pages([header, *rows], screen)
         ]  # fmt: skip
         remarks = [fmt.wrap(line, screen) for line in self.remarks()]
-        return fmt.fit_encoding("\n\n".join(parts) + "".join(f"\n{line}" for line in remarks))
+        table = "\n\n".join(parts) + "".join(f"\n{line}" for line in remarks)
+        return fmt.fit_encoding(f"{table}\n\n{self._front(screen)}" if self.against else table)
+
+    def _front(self, width: int) -> str:
+        from compress.reports.pareto import pareto_text, plane_of
+
+        return pareto_text(plane_of(self.runs, self.against), width=width - 4)
 
     def to_markdown(self) -> str:
         """The table as GitHub Markdown; one receipt's before and after likewise."""
@@ -108,7 +116,12 @@ class Report:
         return stream.getvalue()
 
     def draw(self, path: str | Path) -> None:
-        """Draw the sparsity of every block as a PNG."""
+        """Draw the sparsity of every block as a PNG; quality against a cost, where one is named."""
+        if self.against:
+            from compress.reports.pareto import draw_pareto, plane_of
+
+            draw_pareto(plane_of(self.runs, self.against), path)
+            return
         from compress.reports.html import draw_shares
 
         draw_shares(self.runs, path)
@@ -148,6 +161,8 @@ class Report:
         marks = {v.mark for v in found} - {""}
         if found:
             lines.append(_basis(found, marks, len(self.runs) - 1))
+        if any("loss" in column.title for column in measures):
+            lines.append("losses of one training run each: another seed's noise isn't included")
         before = _before(self.runs, measures)
         if before:
             lines.append(f"before, for all: {before}")
@@ -171,6 +186,7 @@ def report(
     sort: str | None = None,
     rows: Sequence[str] = (),
     columns: Sequence[str] = (),
+    pareto: str | None = None,
 ) -> Report:
     """Read receipts and lay them side by side; = `compress report`. One study is told whole.
 
@@ -183,6 +199,8 @@ def report(
         sort: a measure's title or a setting to order the rows by, smallest first.
         rows: names of rows, or globs of them; the first row shown is the reference. Empty is all.
         columns: titles of columns, in their order; the rows' names come first. Empty is all.
+        pareto: a measure of cost ("non-zero", "on disk", "tokens/s", "memory") that quality is
+            drawn against, in the terminal and in `png`.
 
     Raises:
         RequestError: a directory without a receipt, a half-written or newer one, an unknown
@@ -193,10 +211,15 @@ def report(
     found = _study(given)
     if found is None:
         found = _narrowed(_side_by_side(given, sort), rows, columns)
-    elif rows or columns or latex is not None:
+    elif rows or columns or pareto or latex is not None:
         raise RequestError(
             "a study's report has no rows or columns to choose", "`--csv` has a line per cell"
         )
+    if pareto is not None:
+        from compress.reports.pareto import plane_of
+
+        plane_of(found.runs, pareto)  # refused before anything is written
+        found = replace(found, against=pareto)
     if png is not None:
         found.draw(png)
     files = (

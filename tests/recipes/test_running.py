@@ -347,3 +347,8 @@ def test_report_of_a_run_has_its_rows(recipe, stub):
     assert len(rows) == 10
     assert rows[0].name == "flat 0.5 seed 0"
     assert rows[0].after.bytes is not None
+
+
+def test_the_table_names_files_where_they_lie(recipe, stub):
+    result = compress.run(recipe(GRID + "report: prune\n"), "out")
+    assert all(run.path.exists() for run in result.table.runs)
