@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 import random
 import subprocess
 import sys
@@ -421,12 +422,13 @@ def test_the_suite_takes_its_linear_layers_and_lists_the_rest(trained, files, tm
         assert len(found.rows) == len(PLACES) * 3
 
 
-def test_report_shows_skill(trained):
+def test_report_shows_skill(trained, tmp_path):
     place, _ = trained
+    other = shutil.copytree(place, tmp_path / "other")
     text = compress.report(place).render(width=120, terminal=False)
     assert "MAE, 4 weeks ahead; persistence" in text
     assert "skill" in text
-    both = compress.report([place, place]).render(width=120, terminal=False)
+    both = compress.report([place, other]).render(width=120, terminal=False)
     assert "skill 4" in both
     assert both.count("SIMULATED DATA") == 2
 

@@ -1,5 +1,6 @@
 """Wrong requests: one line, exit code 2, nothing written; and what the command prints."""
 
+import importlib.util
 import json
 
 import pytest
@@ -7,7 +8,6 @@ import pytest
 import compress
 from compress.cli.main import call
 from compress.errors import RequestError
-from compress.study import backends
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_an_unknown_option_of_the_function_names_near_ones(tiny):
 
 
 def test_ray_is_refused_in_one_line_where_it_is_not_there(study, tmp_path, monkeypatch):
-    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RequestError, match="needs the package ray, which isn't installed"):
         study(tmp_path / "study", backend="ray")
 

@@ -46,7 +46,7 @@ def test_every_option_of_the_command_line_is_a_setting():
     known = set(TrainSettings.__dataclass_fields__)
     named = {p.name for p in command.params}
     calls = {"model", "output", "overwrite", "resume", "as_json", "quiet", "debug", "config"}
-    calls |= {"revision", "token", "trust_remote_code"}
+    calls |= {"revision", "token", "trust_remote_code", "push_to_hub"}
     assert named - calls == known - {"default_seqlen", "default_betas"}
 
 
