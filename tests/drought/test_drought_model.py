@@ -2,8 +2,8 @@
 
 import itertools
 import json
-import shutil
 import random
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
