@@ -6,7 +6,7 @@ from pathlib import Path
 
 from compress.checkpoints.export import Exported
 from compress.checkpoints.export import export as write_form
-from compress.checkpoints.plan import Plan
+from compress.checkpoints.plan import PLAN_FILE, Plan
 from compress.checkpoints.source import open_source
 from compress.progress import Progress, silent
 from compress.reports.receipt import Receipt
@@ -46,13 +46,13 @@ def export(
             model, revision=revision, token=token, trust_remote_code=trust_remote_code
         ).digest()
         plan = Plan("export", digest, [{"module": name, "kind": to} for name in done.modules])
-        plan.write(place / "plan.json")
+        plan.write(place / PLAN_FILE)
         said = done.as_dict()
         Receipt.build(
             "export",
             seed=0,
             model={"source": done.source, "digest": digest},
-            plan={"file": "plan.json", "digest": plan.digest(), "rows": len(plan.rows)},
+            plan={"file": PLAN_FILE, "digest": plan.digest(), "rows": len(plan.rows)},
             before=said["before"],
             after=said["after"],
             notes=said["notes"],

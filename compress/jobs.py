@@ -6,8 +6,9 @@ import contextlib
 import json
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -20,6 +21,7 @@ from compress.evaluation.asked import measure_asked
 from compress.evaluation.measures import Measures, Request, check_request, compare
 from compress.progress import Progress
 from compress.reports.clock import Clock
+from compress.reports.headers import model_line
 from compress.reports.receipt import Receipt
 
 
@@ -28,10 +30,46 @@ class Job(Protocol):
 
     source: Source
     settings: Any
-    request: Request
     device: str
     clock: Clock
+
+
+class Scored(Job, Protocol):
+    """A run whose model is scored by the shared evaluation options."""
+
+    request: Request
     progress: Progress
+
+
+M = TypeVar("M", bound="Made")
+
+
+@dataclass(frozen=True)
+class Made:
+    """What such a command hands back; a room's own class says how it is shown.
+
+    Attributes:
+        plan: what was decided, a row a module.
+        receipt: what was measured; None after a dry run.
+        output: the directory written; None after a dry run or when none was asked for.
+        model: the model made, in memory, where no output was asked for.
+        before, after: the scores with the outcome of every window and item, for comparisons.
+    """
+
+    plan: Plan
+    receipt: Receipt | None = None
+    output: Path | None = None
+    model: PreTrainedModel | None = None
+    before: Measures = field(default_factory=Measures)
+    after: Measures = field(default_factory=Measures)
+
+    def in_memory(self: M, model: PreTrainedModel) -> M:
+        """Return the result with the model instead of a directory."""
+        return replace(self, output=None, model=model)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The receipt, or the plan after a dry run, as JSON types."""
+        return self.plan.as_dict() if self.receipt is None else self.receipt.as_dict()
 
 
 def open_model(
@@ -76,6 +114,17 @@ def read_back(place: Path, command: str, source: Source) -> Plan:
     return Plan(command, source.digest(), stored["rows"], stored.get("options") or {})
 
 
+def describe_model(source: Source, blocks: int) -> str:
+    """The header's line of a model that is read block by block."""
+    return model_line(
+        source.name,
+        source.config.model_type,
+        blocks,
+        source.parameters_on_disk(),
+        str(source.dtype).removeprefix("torch."),
+    )
+
+
 def request_of(settings: Any, source: Source, **more: Any) -> Request:
     """Check what a command's evaluation options ask.
 
@@ -100,7 +149,7 @@ def request_of(settings: Any, source: Source, **more: Any) -> Request:
     )
 
 
-def score(job: Job, source: Source, label: str = "") -> Measures:
+def score(job: Scored, source: Source, label: str = "") -> Measures:
     """Score a checkpoint as the options ask; a label names it in the progress."""
 
     def labelled(task: str, done: int, total: int, note: str = "") -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +25,6 @@ from compress.channels.settings import NAMES, PruneSettings
 from compress.channels.stock import make_stock
 from compress.channels.telling import (
     COMMAND,
-    PLAN_FILE,
     describe_plan,
     make_receipt,
     plan_options,
@@ -35,14 +32,15 @@ from compress.channels.telling import (
 from compress.checkpoints.onnx_form import FILE as ONNX_FILE
 from compress.checkpoints.onnx_form import export_onnx
 from compress.checkpoints.placement import resolve_dtype
-from compress.checkpoints.plan import Plan, read_plan
-from compress.checkpoints.save import copy_companions, load, on_disk, writing
+from compress.checkpoints.plan import PLAN_FILE, Plan, read_plan
+from compress.checkpoints.save import copy_companions, load, writing
 from compress.checkpoints.source import Source, open_source
 from compress.checkpoints.workspace import Workspace, check_output, partial_path
 from compress.errors import RequestError, RunError, check_options
 from compress.evaluation.accuracy import accuracy
 from compress.evaluation.asked import measured_once
 from compress.evaluation.measures import Measures
+from compress.jobs import open_model, place_of, read_back
 from compress.numerics.ranks import joined
 from compress.progress import Progress, silent
 from compress.reports.clock import Clock
@@ -109,13 +107,11 @@ def pass_prune(
             with clock("dense"):
                 model = dense_start(settings, Path(str(output)), team, resume, progress, say)
             resume = resume and team.from_first(partial_path(str(output)).exists)
-        path = model if isinstance(model, str | Path) else on_disk(model, None, stack)
-        source = open_source(
-            path, revision=revision, token=token, trust_remote_code=trust_remote_code
-        )
-        if plan_out is not None and not Path(plan_out).absolute().parent.is_dir():
-            raise RequestError(f"`--plan-out {plan_out}`: its directory doesn't exist")
-        place = Path(output) if output is not None and not dry_run else _scratch(stack)
+        source = open_model(
+            stack, model, plan_out=plan_out, revision=revision, token=token,
+            trust_remote_code=trust_remote_code,
+        )  # fmt: skip
+        place = place_of(stack, None if dry_run else output)
         check_output(place, overwrite=overwrite or resume, source=source.directory)
         with clock("load"):
             job = open_job(source, settings, progress, clock, team)
@@ -136,8 +132,8 @@ def pass_prune(
             if team.first:
                 workspace.discard()
             team.wait()
-            return PruneResult(_read_back(place, source), Receipt.read(place), Path(place))
-        result = _run(job, given, workspace, Path(place), plan_out, dry_run, say)
+            return PruneResult(read_back(place, COMMAND, source), Receipt.read(place), place)
+        result = _run(job, given, workspace, place, plan_out, dry_run, say)
         if dry_run or output is not None:
             return result
         return result.in_memory(load(place))
@@ -328,12 +324,3 @@ def _fingerprint(job: Job, plan: Plan | None) -> dict[str, Any]:
         "data": job.data.digest() if job.data else None,
         "options": job.settings.as_dict(),
     }
-
-
-def _read_back(place: Path, source: Source) -> Plan:
-    stored = json.loads((Path(place) / PLAN_FILE).read_text(encoding="utf-8"))
-    return Plan(COMMAND, source.digest(), stored["rows"], stored.get("options") or {})
-
-
-def _scratch(stack: contextlib.ExitStack) -> Path:
-    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compress-"))) / "out"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,44 +11,22 @@ from torch import Tensor
 
 from compress.channels.groups import Group
 from compress.checkpoints.plan import Plan
-from compress.evaluation.measures import Measures
+from compress.jobs import Made
 from compress.reports.headers import header_line
 from compress.reports.receipt import Receipt
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from compress.channels.preparing import Job
 
 _STAGES = ("cut", "repaired", "tuned")
 
 
 @dataclass(frozen=True)
-class PruneResult:
+class PruneResult(Made):
     """What `pass_prune` did.
 
-    Attributes:
-        plan: a row per coupled group: how wide it was, which units stay, what is coupled.
-        receipt: what was measured; None after a dry run.
-        output: the directory written; None after a dry run or when none was asked for.
-        model: the cut model in memory, where no output was asked for.
-        before, after: the scores with the outcome of every image, for comparisons.
+    The plan has a row per coupled group: how wide it was, which units stay, what is coupled.
     """
-
-    plan: Plan
-    receipt: Receipt | None = None
-    output: Path | None = None
-    model: PreTrainedModel | None = None
-    before: Measures = field(default_factory=Measures)
-    after: Measures = field(default_factory=Measures)
-
-    def in_memory(self, model: PreTrainedModel) -> PruneResult:
-        """Return the result with the model instead of a directory."""
-        return replace(self, output=None, model=model)
-
-    def as_dict(self) -> dict[str, Any]:
-        """The receipt, or the plan after a dry run, as JSON types."""
-        return self.plan.as_dict() if self.receipt is None else self.receipt.as_dict()
 
     def render(self) -> str:
         """The widths, the methods compared, and the receipt, as tables for people."""

@@ -13,12 +13,12 @@ from compress.channels.selecting import kept_counts
 from compress.checkpoints.census import census
 from compress.checkpoints.plan import Plan
 from compress.checkpoints.source import Source
-from compress.evaluation.measures import Measures, compare
+from compress.evaluation.measures import Measures
+from compress.jobs import receipt_of
 from compress.reports.headers import header_line
 from compress.reports.receipt import Receipt
 
 COMMAND = "pass-prune"
-PLAN_FILE = "plan.json"
 
 
 def make_receipt(
@@ -47,21 +47,13 @@ def make_receipt(
         macs = [counted_macs(model, job.example) for model in (job.model, own.model)]
         latency = time_networks([job.model, own.model], job.example, progress=job.progress)
     formula = [job.costs.macs_of(keeps) for keeps in (job.costs.widths, kept_counts(own.masks))]
-    return Receipt.build(
-        COMMAND,
-        seed=job.settings.seed,
-        device=job.device,
-        settings=job.settings.as_dict(),
-        model={
-            "source": job.source.name,
-            "architecture": job.source.model_class().__name__,
-            "digest": job.source.digest(),
-        },
-        plan={"file": PLAN_FILE, "digest": plan.digest(), "rows": len(plan.rows)},
-        before=_measured(counts[0], macs[0], latency[0], before),
-        after=_measured(counts[1], macs[1], latency[1], after),
-        comparison=compare(before, after),
-        cost={"seconds": job.clock.seconds},
+    sizes = [_sizes(*found) for found in zip(counts, macs, latency, strict=True)]
+    return receipt_of(
+        job,
+        plan,
+        before,
+        after,
+        (sizes[0], sizes[1]),
         notes=[*job.notes, *_notes(job, own, latency, stock)],
         data={"name": job.data.name, "digest": job.data.digest()} if job.data else None,
         channels={
@@ -76,9 +68,9 @@ def make_receipt(
     )
 
 
-def _measured(counts: Any, macs: int, latency: Latency, quality: Measures) -> dict[str, Any]:
+def _sizes(counts: Any, macs: int, latency: Latency) -> dict[str, Any]:
     sizes = {"parameters": counts.parameters, "bytes": counts.bytes, "macs": macs}
-    return {**sizes, **quality.as_receipt(), **latency.as_receipt()}
+    return {**sizes, **latency.as_receipt()}
 
 
 def _notes(job: Job, arm: Arm, latency: list[Latency], stock: bool) -> list[str]:

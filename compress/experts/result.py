@@ -3,48 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from compress.checkpoints.plan import Plan
 from compress.checkpoints.source import Source
-from compress.evaluation.measures import Measures
 from compress.experts.layers import ExpertLayer
 from compress.experts.settings import CondenseSettings
+from compress.jobs import Made
 from compress.reports.headers import header_line, model_line
 from compress.reports.receipt import Receipt
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    pass
 
 
 @dataclass(frozen=True)
-class CondenseResult:
+class CondenseResult(Made):
     """What `cd_moe_condense` did.
 
-    Attributes:
-        plan: a row per condensed layer: its experts, constants and held-out errors.
-        receipt: what was measured; None after a dry run.
-        output: the directory written; None after a dry run or when none was asked for.
-        model: the condensed model in memory, where no output was asked for.
-        before, after: the scores with the outcome of every window and item, for comparisons.
+    The plan has a row per condensed layer: its experts, constants and held-out errors.
     """
-
-    plan: Plan
-    receipt: Receipt | None = None
-    output: Path | None = None
-    model: PreTrainedModel | None = None
-    before: Measures = field(default_factory=Measures)
-    after: Measures = field(default_factory=Measures)
-
-    def in_memory(self, model: PreTrainedModel) -> CondenseResult:
-        """Return the result with the model instead of a directory."""
-        return replace(self, output=None, model=model)
-
-    def as_dict(self) -> dict[str, Any]:
-        """The receipt, or the plan after a dry run, as JSON types."""
-        return self.plan.as_dict() if self.receipt is None else self.receipt.as_dict()
 
     def render(self) -> str:
         """The layers, and the receipt if there is one, as tables for people."""

@@ -13,12 +13,12 @@ from compress.checkpoints.save import load
 from compress.checkpoints.workspace import Workspace, check_output
 from compress.errors import RequestError, check_options
 from compress.evaluation.asked import measured_once
-from compress.jobs import open_model, place_of, read_back, score
+from compress.jobs import describe_model, open_model, place_of, read_back, score
 from compress.lowrank.finishing import complete
 from compress.lowrank.planned import Planned, make_plan, read_given
 from compress.lowrank.planning import COMMAND
 from compress.lowrank.preparing import Job, Say, load_data, open_job
-from compress.lowrank.result import LowRankResult, describe_model, describe_plan
+from compress.lowrank.result import LowRankResult, describe_plan
 from compress.lowrank.settings import LowRankSettings
 from compress.progress import Progress, silent
 from compress.reports.clock import Clock
@@ -96,7 +96,7 @@ def lowrank_svd(
         check_output(place, overwrite=overwrite or resume, source=source.directory)
         with clock("load"):
             job = open_job(source, settings, progress, clock)
-        say(describe_model(job))
+        say(describe_model(job.source, len(job.anatomy.blocks)))
         with clock("measure"):
             given = read_given(job, plan)
             load_data(job, batches, say)

@@ -3,46 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from compress.checkpoints.plan import Plan
-from compress.evaluation.measures import Measures
+from compress.jobs import Made
 from compress.lowrank.preparing import Job
-from compress.reports.headers import header_line, model_line
-from compress.reports.receipt import Receipt
+from compress.reports.headers import header_line
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    pass
 
 
 @dataclass(frozen=True)
-class LowRankResult:
+class LowRankResult(Made):
     """What `lowrank_svd` did.
 
-    Attributes:
-        plan: a row per layer: its rank and what that loses.
-        receipt: what was measured; None after a dry run.
-        output: the directory written; None after a dry run or when none was asked for.
-        model: the factored model in memory, where no output was asked for.
-        before, after: the scores with the outcome of every window and item, for comparisons.
+    The plan has a row per layer: its rank and what that loses.
     """
-
-    plan: Plan
-    receipt: Receipt | None = None
-    output: Path | None = None
-    model: PreTrainedModel | None = None
-    before: Measures = field(default_factory=Measures)
-    after: Measures = field(default_factory=Measures)
-
-    def in_memory(self, model: PreTrainedModel) -> LowRankResult:
-        """Return the result with the model instead of a directory."""
-        return replace(self, output=None, model=model)
-
-    def as_dict(self) -> dict[str, Any]:
-        """The receipt, or the plan after a dry run, as JSON types."""
-        return self.plan.as_dict() if self.receipt is None else self.receipt.as_dict()
 
     def render(self) -> str:
         """The ranks, and the receipt if there is one, as tables for people."""
@@ -101,17 +79,6 @@ def kept_share(rows: Sequence[dict[str, Any]]) -> float:
 def _mean(values: Sequence[float | None]) -> str:
     known = [v for v in values if v is not None]
     return f"{sum(known) / len(known):.3f}" if known else ""
-
-
-def describe_model(job: Job) -> str:
-    """The header's line of the model."""
-    return model_line(
-        job.source.name,
-        job.source.config.model_type,
-        len(job.anatomy.blocks),
-        job.source.parameters_on_disk(),
-        str(job.source.dtype).removeprefix("torch."),
-    )
 
 
 def describe_plan(job: Job, plan: Plan, given: bool) -> str:

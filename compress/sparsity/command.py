@@ -14,11 +14,11 @@ from compress.checkpoints.workspace import Workspace, check_output, partial_path
 from compress.errors import RequestError, check_options
 from compress.evaluation.asked import measured_once
 from compress.evaluation.measures import Measures
-from compress.jobs import open_model, place_of, score
+from compress.jobs import describe_model, open_model, place_of, score
 from compress.numerics.ranks import joined
 from compress.progress import Progress, silent
 from compress.reports.clock import Clock
-from compress.reports.headers import header_line, model_line, plan_line
+from compress.reports.headers import header_line, plan_line
 from compress.reports.receipt import Receipt
 from compress.sparsity import planning
 from compress.sparsity.allocation_checks import ROW_METHODS
@@ -97,7 +97,7 @@ def alpha_prune(
             check_output(wanted, overwrite=overwrite or resume, source=source.directory)
         with clock("load"):
             job = open_job(source, settings, progress, clock, team)
-        say(_describe_model(job))
+        say(describe_model(job.source, len(job.anatomy.blocks)))
         with clock("measure"):
             given = _given_plan(job, plan)
             load_data(job, batches, say)
@@ -116,7 +116,7 @@ def alpha_prune(
         if output is None:
             pruned = load(wanted)
             team.wait()  # rank 0 is about to remove the place
-            return dataclasses.replace(done, output=None, model=pruned)
+            return done.in_memory(pruned)
         return done
 
 
@@ -266,16 +266,6 @@ def _basis(job: Job) -> dict[str, Any]:
         "data": job.data.digest if job.data else None,
         "options": job.settings.as_dict(),
     }
-
-
-def _describe_model(job: Job) -> str:
-    return model_line(
-        job.source.name,
-        job.source.config.model_type,
-        len(job.anatomy.blocks),
-        job.source.parameters_on_disk(),
-        str(job.source.dtype).removeprefix("torch."),
-    )
 
 
 def _describe_plan(plan: Plan, settings: AlphaPruneSettings, given: bool) -> str:

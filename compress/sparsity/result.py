@@ -3,43 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.checkpoints.plan import Plan
-from compress.evaluation.measures import Measures
-from compress.reports.receipt import Receipt
+from compress.jobs import Made
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    pass
 
 
 @dataclass(frozen=True)
-class PruneResult:
-    """What `alpha_prune` did.
+class PruneResult(Made):
+    """What `alpha_prune` did. The plan has a row per matrix: its count of zeros.
 
     Attributes:
-        plan: the counts of zeros, a row per matrix.
-        receipt: what was measured; None after a dry run.
-        output: the directory written; None after a dry run or when none was asked for.
-        model: the pruned model in memory, where no output was asked for.
         beside: of a dry run, each block's share beside those of other allocations.
-        before, after: the scores with the outcome of every window and item, for comparisons.
     """
 
-    plan: Plan
-    receipt: Receipt | None = None
-    output: Path | None = None
-    model: PreTrainedModel | None = None
-    before: Measures = field(default_factory=Measures)
-    after: Measures = field(default_factory=Measures)
     beside: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """The receipt, or the plan after a dry run, as JSON types."""
-        if self.receipt is not None:
-            return self.receipt.as_dict()
-        return {**self.plan.as_dict(), **({"allocation": self.beside} if self.beside else {})}
+        beside = self.receipt is None and self.beside
+        return {**super().as_dict(), **({"allocation": self.beside} if beside else {})}
 
     def render(self) -> str:
         """The receipt, or the plan after a dry run, as a table for people."""

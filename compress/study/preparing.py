@@ -18,8 +18,9 @@ from compress.checkpoints.placement import compute_dtype, resolve_device, resolv
 from compress.checkpoints.source import Source, open_source
 from compress.data import CalibrationReport
 from compress.errors import RequestError
-from compress.evaluation.measures import Request, check_request
+from compress.evaluation.measures import Request
 from compress.evaluation.perplexity import text_tokens
+from compress.jobs import request_of
 from compress.progress import Progress
 from compress.reports.receipt import versions
 from compress.sparsity import planning
@@ -119,16 +120,7 @@ def open_subject(model: str, settings: StudySettings, progress: Progress, **wher
         RequestError: the model, the evaluation texts or the tasks can't be used.
     """
     source = open_source(model, **where)
-    request = check_request(
-        ppl=settings.ppl,
-        tasks=settings.tasks,
-        task_dirs=settings.task_dirs,
-        source=source,
-        seqlen=settings.eval_seqlen,
-        stride=settings.stride,
-        registry=settings.registry,
-        seed=settings.seed,
-    )
+    request = request_of(settings, source)
     tokenizer = source.tokenizer()
     if tokenizer is None:
         raise RequestError(

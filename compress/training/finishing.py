@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from compress.checkpoints.census import census
 from compress.checkpoints.durable import copy_companions, writing
 from compress.checkpoints.placement import resolve_dtype
-from compress.checkpoints.plan import Plan
+from compress.checkpoints.plan import PLAN_FILE, Plan
 from compress.checkpoints.quiet import without_bars
 from compress.checkpoints.source import Source
 from compress.evaluation.measures import Measures, compare
@@ -58,7 +58,7 @@ def save_model(job: Job, done: Run, directory: Path) -> None:
         if job.start.mask is not None:
             _suppress(model, job.start.mask.id, directory)
         if job.plan is not None:
-            job.plan.write(directory / "plan.json")
+            job.plan.write(directory / PLAN_FILE)
         shutil.copyfile(done.metrics, directory / METRICS)
         if done.tensorboard.is_dir():
             shutil.copytree(done.tensorboard, directory / "tensorboard")
@@ -116,7 +116,7 @@ def make_receipt(
 def _plan_entry(plan: Plan | None) -> dict[str, Any] | None:
     if plan is None:
         return None
-    return {"file": "plan.json", "digest": plan.digest(), "rows": len(plan.rows)}
+    return {"file": PLAN_FILE, "digest": plan.digest(), "rows": len(plan.rows)}
 
 
 def training_entry(job: Job, done: Run) -> dict[str, Any]:
