@@ -9,6 +9,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -41,3 +42,19 @@ def demo_model() -> Path:
     if not (path / "config.json").is_file():
         pytest.skip("calib_data/tiny-llama has not been trained in this checkout")
     return path
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Makes (once) the tiny random checkpoint of an architecture."""
+    from tiny_models import make_checkpoint  # it imports transformers
+
+    made = {}
+
+    def make(arch: str = "llama", dtype: torch.dtype = torch.float32) -> Path:
+        if (arch, dtype) not in made:
+            place = tmp_path_factory.mktemp(arch) / arch
+            made[arch, dtype] = make_checkpoint(arch, place, dtype=dtype)
+        return made[arch, dtype]
+
+    return make

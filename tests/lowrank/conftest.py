@@ -1,11 +1,9 @@
 """Checkpoints, a text and the command on little data, for the tests of low rank."""
 
 import pytest
-import torch
 
 import compress
 from compress.lowrank.settings import SIZES
-from tiny_models import make_checkpoint
 
 WORDS = "a low wall of grey stones ran along the field and down to the river where the mill stood "
 
@@ -16,20 +14,6 @@ def text(tmp_path_factory):
     path = tmp_path_factory.mktemp("text") / "calib.txt"
     path.write_text("".join(f"{i}: {WORDS[i % 40 :]}{WORDS}\n" for i in range(300)))
     return path
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory):
-    """Makes (once) the tiny random checkpoint of an architecture."""
-    made = {}
-
-    def make(arch="llama", dtype=torch.float32):
-        if (arch, dtype) not in made:
-            place = tmp_path_factory.mktemp(arch) / arch
-            made[arch, dtype] = make_checkpoint(arch, place, dtype=dtype)
-        return made[arch, dtype]
-
-    return make
 
 
 @pytest.fixture

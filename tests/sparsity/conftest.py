@@ -1,10 +1,8 @@
 """Checkpoints and texts that the pruning tests share."""
 
 import pytest
-import torch
 
 import compress
-from tiny_models import make_checkpoint
 
 WORDS = "the old boat lay by the pier and nobody came to mend it before the winter storms began "
 
@@ -23,20 +21,6 @@ def other_text(tmp_path_factory):
     path = tmp_path_factory.mktemp("text") / "score.txt"
     path.write_text("".join(f"line {i * 37 % 101} of a quite different kind\n" for i in range(200)))
     return path
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory):
-    """Makes (once) the tiny random checkpoint of an architecture."""
-    made = {}
-
-    def make(arch="llama", dtype=torch.float32):
-        if (arch, dtype) not in made:
-            place = tmp_path_factory.mktemp(arch) / arch
-            made[arch, dtype] = make_checkpoint(arch, place, dtype=dtype)
-        return made[arch, dtype]
-
-    return make
 
 
 @pytest.fixture
