@@ -80,6 +80,7 @@ def main(place):
             train(model, optimizer, range(6, 12))
             torch.save(whole(model), place / f"{name}-resumed.pt")
     if WORLD > 1:
+        dist.barrier()  # gloo's threads end together: no process leaves while another still writes
         dist.destroy_process_group()
 
 
