@@ -9,7 +9,7 @@ from typing import Any
 from compress.drought.plots import MOST, chosen_horizon, impacts_of
 from compress.drought.result import ahead, headlines, tables
 from compress.drought.table import WeekTable
-from compress.reports import page
+from compress.reports import drawing, page
 
 
 def side_page(
@@ -24,8 +24,7 @@ def side_page(
     """
     warned = [f"<p><b>{escape(line)}</b></p>" for line in report.get("warnings", ())]
     said = headlines(report)[len(warned) :]
-    items = "".join(f"<li>{escape(line)}</li>" for line in said)
-    parts = [*warned, f"<ul>{items}</ul>", _data(report["data"])]
+    parts = [*warned, page.bullets(said), _data(report["data"])]
     h = chosen_horizon([int(key) for key in report["skill"]])
     for place in table.regions[:MOST]:
         some = [line for line in lines if line["horizon"] == h and line["region"] == place]
@@ -50,7 +49,7 @@ def _series(some: Sequence[Mapping[str, Any]], report: Mapping[str, Any]) -> str
         "low, 90 %": [line["low"] for line in some],
         "high, 90 %": [line["high"] for line in some],
     }
-    text = page.lines_svg(
+    text = drawing.lines(
         names, drawn, lambda v: f"{v:.0f}", thick="measured", x_label="map date",
         label=f"severity ({report['target']}), measured and estimated",
     )  # fmt: skip
@@ -61,7 +60,7 @@ def _series(some: Sequence[Mapping[str, Any]], report: Mapping[str, Any]) -> str
             "reported": [nan if v is None else v for v in reported],
             "estimated": [impacts_of(line, "estimated ") or 0.0 for line in some],
         }
-        text += "<p>Impact, summed over categories</p>" + page.lines_svg(
+        text += "<p>Impact, summed over categories</p>" + drawing.lines(
             names, impact, lambda v: f"{v:.1f}", thick="reported", x_label="map date",
             label="impact, reported and estimated",
         )  # fmt: skip
@@ -84,5 +83,4 @@ def _data(data: Mapping[str, Any]) -> str:
         )
         if "leaked_term_share" in texts:
             lines.append(f"texts that stated the label, masked: {texts['leaked_term_share']:.1%}")
-    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
-    return f"<details open><summary>Data</summary><ul>{items}</ul></details>"
+    return page.folded("Data", page.bullets(lines), is_open=True)

@@ -22,6 +22,7 @@ class Column(NamedTuple):
         show: a value with its uncertainty, as text.
         test: of a run against the first; None where it can't be tested at all.
         smaller: whether less is better.
+        text: any value of the measure as text.
     """
 
     title: str
@@ -29,6 +30,7 @@ class Column(NamedTuple):
     show: Callable[[Run], str]
     test: Callable[[Run, Run], Test | None] | None = None
     smaller: bool = True
+    text: Callable[[float], str] = "{:.3g}".format
 
 
 class Verdict(NamedTuple):
@@ -187,7 +189,7 @@ def _perplexity_column(spec: str, title: str) -> Column:
             return None if made is None else made._replace(difference=b.value - a.value)
         return unpaired(a.value, a.stderr, b.value, b.stderr)
 
-    return Column(title, value, show, test)
+    return Column(title, value, show, test, text=fmt.quality)
 
 
 def _tasks_column(tasks: Sequence[str], title: str) -> Column:
@@ -221,7 +223,10 @@ def _size_column(
     known = [(id(run), v) for run in runs if (v := value(run)) is not None]
     texts = dict(zip((key for key, _ in known), fmt.scaled([v for _, v in known], units)))
     fewer = title != "tokens/s"
-    return Column(title, value, lambda run: texts.get(id(run), ""), smaller=fewer)
+    return Column(
+        title, value, lambda run: texts.get(id(run), ""), smaller=fewer,
+        text=lambda number: fmt.scaled([number], units)[0],
+    )  # fmt: skip
 
 
 def verdicts(runs: Sequence[Run], measures: Sequence[Column]) -> list[Verdict]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compress.errors import RequestError
-from compress.reports import page
+from compress.reports import drawing, page, pareto
 from compress.reports.allocation import allocation_remarks, names_in_order, score_rows
 from compress.reports.runs import Run
 from compress.reports.tables import cost_line, receipt_rows
@@ -20,7 +20,7 @@ Shares = dict[str, list[float]]
 
 
 def report_page(shown: Report) -> str:
-    """All runs of a report: their comparison or, of one, before and after; then shares by block."""
+    """All runs of a report: their comparison or, of one, before and after; then what is drawn."""
     only = shown.runs[0].receipt if len(shown.runs) == 1 else None
     if only is not None:
         title = f"{only.command} of {only.model.source}" if only.model else only.command
@@ -32,34 +32,62 @@ def report_page(shown: Report) -> str:
         heads, texts, _ = shown.cells()
         rows = [[page.cell(text.strip()) for text in row] for row in texts]
         remarks = shown.remarks()
-    parts = [page.html_table([head.strip() for head in heads], rows), _paragraphs(remarks)]
+    # One receipt's rows are measures of different kinds: sorting them means nothing.
+    table = page.html_table([head.strip() for head in heads], rows, sorts=only is None)
+    parts = [table, page.paragraphs(remarks), *_planes(shown), *_compared(shown), *_shares(shown)]
+    return page.html_page(title, parts)
+
+
+def _planes(shown: Report) -> Iterator[str]:
+    """Quality against every cost that differs between runs."""
+    costs = [shown.against] if shown.against else pareto.costs_of(shown.runs)
+    for n, cost in enumerate(costs):
+        plane = pareto.plane_of(shown.runs, cost)
+        groups: dict[str, list[drawing.Dot]] = {"no other beats it": [], "beaten": []}
+        for point in plane.points:
+            where = "no other beats it" if point.best else "beaten"
+            groups[where].append(drawing.Dot(point.name, point.cost, point.quality))
+        quality = plane.quality.title
+        x = drawing.axis_of([p.cost for p in plane.points], plane.cost.text, cost)
+        y = drawing.axis_of(
+            [p.quality for p in plane.points], plane.quality.text, quality, may_log=True
+        )
+        heading = f"<h2>{escape(quality)} against size, speed and memory</h2>" * (n == 0)
+        label = f"{quality} by {cost}"
+        yield heading + drawing.dots(groups, x, y, label=label, steps="no other beats it")
+
+
+def _compared(shown: Report) -> Iterator[str]:
+    """What a run lost beside other allocations, as they were measured."""
     for run in shown.runs:
         found = run.allocation
-        if found.get("scores"):
-            parts.append(f"<h2>Allocations compared{_of(run, shown)}</h2>")
-            own = names_in_order(found)[0]
-            for heading, lines in score_rows(found):
-                cells = [[page.cell(text) for text in line] for line in lines]
-                parts.append(page.html_table(["allocation", heading, f"{own} minus it"], cells))
-    found_shares = shares_by_block(shown.runs)
-    if found_shares is not None:
-        blocks, series = found_shares
-        parts.append("<h2>Sparsity by block</h2>")
-        names = [short_block(block) for block in blocks]
-        parts.append(
-            page.lines_svg(
-                names, series, lambda v: f"{v:.3f}", thick=next(iter(series)),
-                label="sparsity by block",
-            )
-        )  # fmt: skip
-        cells = [
-            [page.cell(block), *(page.cell(f"{line[i]:.3f}", line[i]) for line in series.values())]
-            for i, block in enumerate(blocks)
-        ]
-        parts.append(page.html_table(["block", *series], cells))
-        if len(shown.runs) == 1:
-            parts.append(_paragraphs(allocation_remarks(shown.runs[0].allocation)))
-    return page.html_page(title, parts)
+        if not found.get("scores"):
+            continue
+        yield f"<h2>Allocations compared{_of(run, shown)}</h2>"
+        own = names_in_order(found)[0]
+        for heading, lines in score_rows(found):
+            cells = [[page.cell(text) for text in line] for line in lines]
+            yield page.html_table(["allocation", heading, f"{own} minus it"], cells)
+
+
+def _shares(shown: Report) -> Iterator[str]:
+    """Sparsity by block, drawn and as a table."""
+    found = shares_by_block(shown.runs)
+    if found is None:
+        return
+    blocks, series = found
+    yield "<h2>Sparsity by block</h2>"
+    yield drawing.lines(
+        [short_block(block) for block in blocks], series, lambda v: f"{v:.3f}",
+        thick=next(iter(series)), label="sparsity by block",
+    )  # fmt: skip
+    cells = [
+        [page.cell(block), *(page.cell(f"{line[i]:.3f}", line[i]) for line in series.values())]
+        for i, block in enumerate(blocks)
+    ]
+    yield page.html_table(["block", *series], cells)
+    if len(shown.runs) == 1:
+        yield page.paragraphs(allocation_remarks(shown.runs[0].allocation))
 
 
 def shares_by_block(runs: Sequence[Run]) -> tuple[list[str], Shares] | None:
@@ -121,7 +149,3 @@ def short_block(name: str) -> str:
 
 def _of(run: Run, shown: Report) -> str:
     return f" in {escape(run.name)}" if len(shown.runs) > 1 else ""
-
-
-def _paragraphs(lines: Sequence[str]) -> str:
-    return "".join(f"<p>{escape(line)}</p>" for line in lines)

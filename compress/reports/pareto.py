@@ -36,6 +36,20 @@ class Plane(NamedTuple):
     points: tuple[Point, ...]
 
 
+def costs_of(runs: Sequence[Run]) -> list[str]:
+    """The costs that two runs with a quality have: those that `plane_of` can draw."""
+    known = columns(runs)
+    quality = next((column for column in known if column.test is not None), None)
+    if quality is None:
+        return []
+    scored = [run for run in runs if quality.value(run) is not None]
+    return [
+        column.title
+        for column in known
+        if column.test is None and sum(column.value(run) is not None for run in scored) > 1
+    ]
+
+
 def plane_of(runs: Sequence[Run], title: str) -> Plane:
     """Lay runs out by one measure and the first quality that they have.
 

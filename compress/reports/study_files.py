@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 from typing import Any
 
-from compress.reports import page
 from compress.reports.compare import Report
 from compress.reports.heatmap import draw_heatmap
 from compress.reports.pictures import new_figure, save_figure
 from compress.reports.receipt import write_atomic
 from compress.reports.study import study_tables
-from compress.reports.study_view import StudyView, metric_title, signed_interval, smaller, way_of
+from compress.reports.study_page import study_page
+from compress.reports.study_view import StudyView, metric_title, smaller
 
 _FIRST = ("model", "calib", "format", "method", "allocation", "sparsity", "pattern", "seed",
           "control", "status")  # fmt: skip
@@ -29,10 +27,8 @@ def write_report(directory: Path, receipt: Mapping[str, Any]) -> None:
     view = StudyView(receipt)
     write_atomic(directory / CSV, cells_csv(receipt))
     forest(view, directory / FOREST)
-    pictures = [FOREST]
-    if heat(view, directory / HEAT):
-        pictures.append(HEAT)
-    write_atomic(directory / PAGE, study_page(receipt, [directory / name for name in pictures]))
+    heat(view, directory / HEAT)
+    write_atomic(directory / PAGE, study_page(receipt))
 
 
 def cells_csv(receipt: Mapping[str, Any]) -> str:
@@ -90,12 +86,12 @@ def forest(view: StudyView, path: Path) -> None:
     save_figure(figure, path)
 
 
-def heat(view: StudyView, path: Path) -> bool:
-    """Draw data by metric, a panel a model; returns whether there was anything to draw."""
+def heat(view: StudyView, path: Path) -> None:
+    """Draw data by metric, a panel a model, where there are two of each."""
     panels = [view.heat(model) for model in view.models]
     panels = [p for p in panels if len(p[1]) > 1 and len(p[2]) > 1]
     if not panels:
-        return False
+        return
     height = 1.0 + 0.28 * max(len(rows) for _, rows, _ in panels)
     figure, axes = new_figure(len(panels), 1, (7.2, height * len(panels)))
     for axis, (cells, rows, columns) in zip(axes[:, 0], panels):
@@ -104,73 +100,6 @@ def heat(view: StudyView, path: Path) -> bool:
         axis.set_xticks(range(len(columns)), columns, fontsize=8, rotation=20)
         axis.set_title("0 is the best set of a column, 1 the worst", fontsize=9)
     save_figure(figure, path)
-    return True
-
-
-def study_page(receipt: Mapping[str, Any], pictures: Sequence[Path] = ()) -> str:
-    """The study as one HTML file: verdict first, pictures inside, sortable tables, no network."""
-    view = StudyView(receipt)
-    parts = [
-        "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in view.verdict) + "</ul>",
-        *_images(pictures),
-        *_metric_tables(view),
-        "<h2>All tables</h2>",
-        f"<pre>{escape(study_tables(receipt, width=100, terminal=False))}</pre>",
-        f"<h2>{len(view.cells)} cells</h2>",
-        _cells(view),
-    ]
-    return page.html_page("Which calibration data prunes best", parts)
-
-
-def _images(pictures: Sequence[Path]) -> Iterator[str]:
-    for path in pictures:
-        if path.is_file():
-            data = base64.b64encode(path.read_bytes()).decode()
-            yield f'<p><img alt="{path.stem}" src="data:image/png;base64,{data}"></p>'
-
-
-def _metric_tables(view: StudyView) -> Iterator[str]:
-    heads = ["data", "mean", "standard error", "against the reference (95 %)", "over items too",
-             "P", "p, Holm", "", "best rank", "worst rank"]  # fmt: skip
-    for model, metric in view.panels:
-        rows = []
-        for row in view.pooled(model, metric):
-            compared = view.against(model, metric, row["calib"])
-            ranks = view.ranks(model, metric).get(row["calib"], [])
-            cells = [page.cell(view.short(row["calib"])), page.cell(f"{row['mean']:.4f}")]
-            cells.append(page.cell(f"{row['stderr']:.4f}" if "stderr" in row else ""))
-            rows.append([*cells, *_compared(compared), *(page.cell(str(r)) for r in ranks)])
-        title = f"{metric_title(metric, view)}{view.of_model(model)}"
-        yield f"<h2>{escape(title)}</h2>{page.html_table(heads, rows)}"
-
-
-def _compared(row: Mapping[str, Any] | None) -> list[str]:
-    """The cells of a comparison with the reference."""
-    if row is None:
-        return [page.cell("reference", 0.0), *([page.cell("")] * 4)]
-    wide = {**row, "ci95": row.get("bootstrap95")}
-    kind = "better" if row["better"] else "worse" if row["worse"] else ""
-    return [
-        page.cell(signed_interval(row), row["difference"]),
-        page.cell(signed_interval(wide) if "bootstrap95" in row else ""),
-        page.cell(f"{row['chance']:.2f}"),
-        page.cell(f"{row['p_holm']:.3g}" if "p_holm" in row else ""),
-        page.cell(kind),
-    ]
-
-
-def _cells(view: StudyView) -> str:
-    rows = []
-    for found in view.cells:
-        scores = [f"{k}: {v['value']:.3f}" for k, v in found.get("perplexity", {}).items()]
-        scores += [f"{k}: {v.get('acc', 0):.3f}" for k, v in found.get("tasks", {}).items()]
-        shown = [
-            *(view.short(found["calib"]), way_of(found), str(found["seed"])),
-            *(found.get("control", ""), found["status"]),
-            ", ".join(scores) or found.get("error", ""),
-        ]
-        rows.append([page.cell(text) for text in shown])
-    return page.html_table(["data", "way to prune", "seed", "control", "status", "scores"], rows)
 
 
 @dataclass(frozen=True)
@@ -203,7 +132,7 @@ class StudyReport(Report):
 
     def to_html(self) -> str:
         """The study's page."""
-        return study_page(self.receipt, [self.directory / name for name in (FOREST, HEAT)])
+        return study_page(self.receipt)
 
     def draw(self, path: str | Path) -> None:
         """Draw the forest plot."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from html import escape
 from typing import TYPE_CHECKING
 
+from compress.reports import drawing, page
 from compress.reports import formats as fmt
-from compress.reports import page
 from compress.spectra.grid import Grid, by_block_and_role, short_block
 from compress.spectra.metrics import METRICS, UNDEFINED
 from compress.spectra.plots import histogram
@@ -34,8 +33,7 @@ def html_page(seen: Inspection) -> str:
     parts.append(f"<h2>Matrices</h2>{_table(seen)}{_metric_list(seen)}")
     odd = [(row.module, text) for row in seen.rows for text in (row.warning, *row.notes) if text]
     if odd:
-        items = "".join(f"<li>{escape(name)}: {escape(text)}</li>" for name, text in odd)
-        parts.append(f"<h2>Notes</h2><ul>{items}</ul>")
+        parts.append(f"<h2>Notes</h2>{page.bullets([f'{name}: {text}' for name, text in odd])}")
     return page.html_page(title, parts)
 
 
@@ -57,42 +55,15 @@ def _metric_list(seen: Inspection) -> str:
         f"<li><b>{escape(name)}</b>: {escape(METRICS[name].meaning)}</li>"
         for name in seen.rows[0].metrics
     ]
-    return f"<details><summary>What the columns mean</summary><ul>{''.join(items)}</ul></details>"
+    return page.folded("What the columns mean", f"<ul>{''.join(items)}</ul>")
 
 
 def _heat_svg(grid: Grid) -> str:
-    """Matrix types by blocks, the darker the larger; every cell says its value to the pointer."""
-    low, high = page.span([value for line in grid.values for value in line])
-    left, cell, tall = 90, min(max(900 // len(grid.blocks), 4), 44), 24
-    marks = []
-    for y, (role, line) in enumerate(zip(grid.roles, grid.values, strict=True)):
-        marks.append(page.svg_text(left - 6, y * tall + 16, role, "end"))
-        for x, value in enumerate(line):
-            if not math.isfinite(value):
-                continue
-            share = (value - low) / (high - low)
-            light = round(94 - 62 * share)
-            where = f'x="{left + x * cell}" y="{y * tall}"'
-            said = escape(f"{role}, block {short_block(grid.blocks[x])}: {_short(value)}")
-            marks.append(
-                f'<rect {where} width="{cell}" height="{tall}" fill="hsl(205 60% {light}%)" '
-                f'stroke="#fff"><title>{said}</title></rect>'
-            )
-            if cell >= 34:
-                ink = "#000" if light > 60 else "#fff"
-                at = left + x * cell + cell / 2
-                look = f' style="fill:{ink}"'
-                marks.append(page.svg_text(at, y * tall + 16, _short(value), "middle", look))
-    bottom = len(grid.roles) * tall
-    marks += page.block_labels(
-        [short_block(b) for b in grid.blocks], lambda i: left + i * cell + cell / 2, bottom + 16
-    )
-    marks.append(
-        page.svg_text(left, bottom + 34, f"block; light {_short(low)}, dark {_short(high)}")
-    )
-    return page.svg(
-        left + len(grid.blocks) * cell + 10, bottom + 42, marks, "heat map by matrix type"
-    )
+    """Matrix types by blocks, the darker the larger."""
+    return drawing.heat(
+        grid.roles, [short_block(block) for block in grid.blocks], grid.values, _short,
+        label="heat map by matrix type", caption="block", column_kind="block",
+    )  # fmt: skip
 
 
 def _lines_svg(grid: Grid) -> str:
@@ -100,17 +71,17 @@ def _lines_svg(grid: Grid) -> str:
     mean = "mean of the block"
     series = {**dict(zip(grid.roles, grid.values, strict=True)), mean: grid.means()}
     blocks = [short_block(block) for block in grid.blocks]
-    return page.lines_svg(blocks, series, _short, thick=mean, label="lines by matrix type")
+    return drawing.lines(blocks, series, _short, thick=mean, label="lines by matrix type")
 
 
 def _spectrum_svg(one: Spectrum) -> str:
     """Counts of eigenvalues in equal bins of their logarithm, with the fitted tail."""
     bins = min(max(len(one.eigenvalues) // 4, 10), 100)
     data = histogram(one.eigenvalues, bins, one.alpha, one.start, one.size)
-    left, top, wide, tall = 60, 10, 700, 240
+    left, top, wide, tall = drawing.LEFT, drawing.TOP, drawing.WIDE, drawing.TALL
     most = max(int(data.counts.max()), float(data.expected.max()), 1)
     step = wide / bins
-    marks = [f'<path d="M{left},{top}v{tall}h{wide}" fill="none" stroke="currentColor"/>']
+    marks = [f'<path class="axis" d="M{left},{top}v{tall}h{wide}"/><g class="series" data-s="0">']
     for i, count in enumerate(data.counts.tolist()):
         high = tall * count / most
         marks.append(
@@ -123,20 +94,21 @@ def _spectrum_svg(one: Spectrum) -> str:
         for i, value in enumerate(data.expected.tolist())
         if value > 0
     ]
+    marks.append('</g><g class="series" data-s="1">')
+    dashed = "stroke='currentColor' stroke-width='2' stroke-dasharray='6 4'"
     if fitted:
-        marks.append(
-            f'<polyline points="{" ".join(fitted)}" fill="none" stroke="currentColor" '
-            'stroke-width="2" stroke-dasharray="6 4"/>'
-        )
-    marks.append(page.svg_text(left - 6, top + 10, f"{most:.0f}", "end"))
-    marks.append(page.svg_text(left - 6, top + tall, "0", "end"))
+        marks.append(f'<polyline points="{" ".join(fitted)}" fill="none" {dashed}/>')
+    marks.append("</g>")
+    marks.append(drawing.text(left - 6, top + 10, f"{most:.0f}", "end"))
+    marks.append(drawing.text(left - 6, top + tall, "0", "end"))
     for i in range(0, bins + 1, max(bins // 4, 1)):
-        marks.append(
-            page.svg_text(left + i * step, top + tall + 16, f"{data.edges[i]:.2g}", "middle")
-        )
-    said = "eigenvalue (logarithmic)" + ("; dashed: fitted tail" if fitted else "")
-    marks.append(page.svg_text(left + wide / 2, top + tall + 34, said, "middle"))
-    return page.svg(left + wide + 40, top + tall + 42, marks, "spectrum")
+        words = f"{data.edges[i]:.2g}"
+        marks.append(drawing.text(left + i * step, top + tall + 20, words, "middle"))
+    below = top + tall + 48
+    marks.append(drawing.text(left + wide / 2, below, "eigenvalue (logarithmic)", "middle"))
+    legend = [("eigenvalues", "<rect width='28' height='12' fill='#0072b2' fill-opacity='.55'/>")]
+    legend += [("fitted tail", f"<path d='M0,6h28' {dashed}/>")] if fitted else []
+    return drawing.figure(marks, "spectrum", legend=legend)
 
 
 def _short(value: float) -> str:
