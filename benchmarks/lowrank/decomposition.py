@@ -50,12 +50,12 @@ def randomised(weight: Tensor, gram: Tensor, rank: int) -> tuple[Tensor, Tensor]
 
 
 def seconds(call: Callable[[], object]) -> tuple[float, object]:
-    """Time of the faster of two calls, and its result."""
+    """Processor time of the faster of two calls (others may use the machine), and its result."""
     times, result = [], None
     for _ in range(2):
-        start = time.perf_counter()
+        start = time.process_time()
         result = call()
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     return min(times), result
 
 

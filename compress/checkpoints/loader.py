@@ -32,6 +32,7 @@ from compress.checkpoints.exceptions import keep_weights_still
 from compress.checkpoints.quiet import without_bars
 from compress.checkpoints.source import Source
 from compress.errors import RequestError
+from compress.numerics.heap import return_free_memory
 
 REST = ""
 """The part that holds what lies outside the blocks: embeddings, last norms, heads."""
@@ -297,11 +298,12 @@ class BlockLoader:
                     module._buffers[name] = buffer.to(self.device)
 
     def unload(self, part: str) -> None:
-        """Put the part's parameters back on meta; buffers stay."""
+        """Put the part's parameters back on meta, and their memory back; buffers stay."""
         for name in self._names[part]:
             if name in self._meta:
                 owner, leaf = _owner(self.model, name)
                 owner._parameters[leaf] = self._meta[name]
+        return_free_memory()
 
     def tensors(self, part: str) -> dict[str, Tensor]:
         """Return the part's parameters and persistent buffers by run-time name, as loaded."""

@@ -6,8 +6,6 @@ way and nothing of a serving engine is in the figure.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import gc
 import statistics
 import threading
@@ -23,6 +21,7 @@ import torch
 from compress.errors import RequestError
 from compress.evaluation.perplexity import context_limit
 from compress.numerics.counter import generator
+from compress.numerics.heap import return_free_memory
 from compress.progress import Progress, silent
 
 _SAMPLE_SECONDS = 0.005
@@ -105,7 +104,8 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(self._device)
             self.start = self.peak = torch.cuda.memory_allocated(self._device)
             return self
-        _return_free_memory()
+        gc.collect()
+        return_free_memory()  # or its reuse would hide what the `with` block takes
         self.start = self.peak = anonymous_bytes()
         self._stop.clear()
         self._thread = threading.Thread(target=self._sample, daemon=True)
@@ -129,13 +129,6 @@ class PeakMemory:
         if self._thread is not None:
             self._thread.join()
         self.peak = max(self.peak, anonymous_bytes())
-
-
-def _return_free_memory() -> None:
-    """Have the C library give freed memory back, or its reuse would hide what a block takes."""
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # only glibc has it
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def peak_memory(device: str | torch.device = "cpu") -> PeakMemory:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 import traceback
@@ -108,6 +109,21 @@ def test_a_killed_run_resumes_to_the_last_bit(kill, config, text, alone, tmp_pat
     assert run(job(config, text, place, resume=True)) == 0
     assert outcome(place) == alone
     assert not place.with_name("out.partial").exists()
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ on a CPU")
+def test_a_compiled_model_learns_the_same_and_resumes(config, text, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")  # its workers don't outlive a fork
+    more = {"optimizer": "stable-spam", "reset_every": 2}
+    places = [tmp_path / name / "out" for name in ("eager", "whole", "killed")]
+    assert run(job(config, text, places[0], **more)) == 0
+    assert run(job(config, text, places[1], compile=True, **more)) == 0
+    assert run(job(config, text, places[2], compile=True, **more), "3") == signal.SIGKILL
+    assert run(job(config, text, places[2], compile=True, resume=True, **more)) == 0
+    assert outcome(places[1]) == outcome(places[2])
+    eager, compiled = ([e["loss"] for e in outcome(p)[1] if "loss" in e] for p in places[:2])
+    assert len(eager) == 6
+    assert compiled == pytest.approx(eager, rel=1e-4)
 
 
 def test_losses_don_t_depend_on_where_logs_fall(config, text, tmp_path):
