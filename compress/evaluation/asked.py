@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
 from compress.checkpoints.source import Source
 from compress.evaluation.measures import Measures, Request, measure_source
+from compress.evaluation.settings import EvaluationSettings
 from compress.progress import Progress
 from compress.reports.clock import Clock
 from compress.reports.receipt import write_atomic
@@ -17,42 +17,10 @@ from compress.reports.receipt import write_atomic
 WINDOW = 2048  # tokens, where neither the user nor the model says less
 
 
-class Asked(Protocol):
-    """The options that decide what is scored, as every command's settings have them."""
-
-    @property
-    def ppl(self) -> Sequence[str]:
-        """Texts for perplexity."""
-
-    @property
-    def tasks(self) -> Sequence[str]:
-        """Tasks of lm-eval."""
-
-    @property
-    def speed(self) -> bool:
-        """Whether speed is timed."""
-
-    @property
-    def limit(self) -> int | None:
-        """Most examples a task and windows a text."""
-
-    @property
-    def eval_seqlen(self) -> int | None:
-        """Tokens in a window."""
-
-    @property
-    def stride(self) -> int | None:
-        """Tokens by which windows advance."""
-
-    @property
-    def seed(self) -> int:
-        """Of every random choice."""
-
-
 def measure_asked(
     source: Source,
     request: Request,
-    asked: Asked,
+    asked: EvaluationSettings,
     *,
     device: str,
     dtype: torch.dtype | None,

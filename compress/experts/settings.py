@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from compress.errors import Fault, RequestError, nearest, refuse
+from compress.evaluation.settings import EvaluationSettings
 from compress.experts.layers import ExpertLayer
 from compress.experts.searching import METRICS
 from compress.experts.selection import SCORES
@@ -30,7 +31,7 @@ PAPER_LENGTH = 256  # tokens of a text
 
 
 @dataclass(frozen=True)
-class CondenseSettings:
+class CondenseSettings(EvaluationSettings):
     """How layers are chosen, condensed, stored and scored.
 
     Attributes:
@@ -91,14 +92,6 @@ class CondenseSettings:
     chat_template: bool = True
     allow_leakage: bool = False
     registry: str | None = None
-    ppl: tuple[str, ...] = ()
-    tasks: tuple[str, ...] = ()
-    task_dirs: tuple[str, ...] = ()
-    limit: int | None = None
-    stride: int | None = None
-    eval_seqlen: int | None = None
-    speed: bool = False
-    seed: int = 0
     device: str = "auto"
     dtype: str = "auto"
 

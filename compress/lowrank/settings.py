@@ -9,6 +9,7 @@ from typing import Any
 from compress.data.packing import SELECTIONS
 from compress.data.windows import SAMPLINGS
 from compress.errors import Fault, nearest, refuse
+from compress.evaluation.settings import EvaluationSettings
 
 METHODS = ("svd", "asvd", "whiten", "sequential", "kfac")
 ALLOCATIONS = ("knapsack", "uniform", "energy", "greedy", "lems", "svdllm-v2", "swift")
@@ -18,7 +19,7 @@ FIXED = ("rank", "rank_ratio")  # they say every layer's rank
 
 
 @dataclass(frozen=True)
-class LowRankSettings:
+class LowRankSettings(EvaluationSettings):
     """Everything that decides what `lowrank-svd` does to a model.
 
     Attributes:
@@ -87,16 +88,8 @@ class LowRankSettings:
     chat_template: bool = True
     allow_leakage: bool = False
     registry: str | None = None
-    ppl: tuple[str, ...] = ()
-    tasks: tuple[str, ...] = ()
-    task_dirs: tuple[str, ...] = ()
-    limit: int | None = None
-    stride: int | None = None
-    eval_seqlen: int | None = None
-    speed: bool = False
     wer: tuple[str, ...] = ()
     resample: bool = False
-    seed: int = 0
     device: str = "auto"
     dtype: str = "auto"
 

@@ -8,6 +8,7 @@ from typing import Any
 from compress.data.packing import SELECTIONS
 from compress.data.windows import SAMPLINGS
 from compress.errors import Fault, RequestError, nearest, refuse
+from compress.evaluation.settings import EvaluationSettings
 from compress.sparsity.allocation_checks import allocation_faults
 from compress.sparsity.allocators.table import ALLOCATORS
 from compress.sparsity.patterns import parse_pattern
@@ -22,7 +23,7 @@ ROWS = ("even", "trim")
 
 
 @dataclass(frozen=True)
-class AlphaPruneSettings:
+class AlphaPruneSettings(EvaluationSettings):
     """Everything that decides what `alpha-prune` does to a model.
 
     Attributes:
@@ -111,14 +112,6 @@ class AlphaPruneSettings:
     atp_candidates: int = 6
     atp_held_out: int | None = None
     esd_exact: bool = False
-    ppl: tuple[str, ...] = ()
-    tasks: tuple[str, ...] = ()
-    task_dirs: tuple[str, ...] = ()
-    limit: int | None = None
-    stride: int | None = None
-    eval_seqlen: int | None = None
-    speed: bool = False
-    seed: int = 0
     device: str = "auto"
     dtype: str = "auto"
     format: str = "dense"

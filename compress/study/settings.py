@@ -7,6 +7,7 @@ from typing import Any
 
 from compress.backends import BACKENDS
 from compress.errors import Fault, RequestError, near_names, refuse
+from compress.evaluation.settings import ScoringSettings
 from compress.sparsity.patterns import parse_pattern
 from compress.sparsity.settings import ALLOCATIONS, METHODS, AlphaPruneSettings
 from compress.spectra.metrics import METRICS
@@ -43,7 +44,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class StudySettings:
+class StudySettings(ScoringSettings):
     """Everything that decides what `calib-study` compares.
 
     Attributes:
@@ -88,12 +89,6 @@ class StudySettings:
     batch_size: int = 1
     stats: str = "exact"
     reference: str | None = None
-    ppl: tuple[str, ...] = ()
-    tasks: tuple[str, ...] = ()
-    task_dirs: tuple[str, ...] = ()
-    limit: int | None = None
-    stride: int | None = None
-    eval_seqlen: int | None = None
     eval_batch_size: int = 1
     controls: str = "full"
     allow_leakage: bool = False
@@ -112,7 +107,6 @@ class StudySettings:
     block_size: int = 128
     skip: tuple[str, ...] = ()
     bootstrap: int = 10_000
-    seed: int = 0
     device: str = "auto"
     dtype: str = "auto"
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from compress.errors import check_options, refuse
+from compress.evaluation.settings import EvaluationSettings
 from compress.training import injecting, quantising
 from compress.training.optimizers import OPTIMIZERS
 from compress.training.schedule import warmup_steps
@@ -63,7 +64,7 @@ FREE_ON_RESUME = ("skip_nonfinite", "keep", "workers")
 
 
 @dataclass(frozen=True)
-class TrainSettings:
+class TrainSettings(EvaluationSettings):
     """Everything that decides what a train-* command does.
 
     Attributes:
@@ -171,14 +172,6 @@ class TrainSettings:
     spike_threshold: float | None = None
     inject_spikes: str | None = None
     skip_nonfinite: int = 0
-    ppl: tuple[str, ...] = ()
-    tasks: tuple[str, ...] = ()
-    task_dirs: tuple[str, ...] = ()
-    limit: int | None = None
-    stride: int | None = None
-    eval_seqlen: int | None = None
-    speed: bool = False
-    seed: int = 0
     device: str = "auto"
     dtype: str = "auto"
 
