@@ -21,6 +21,13 @@ LONG = "Long context (tasks needle, multidoc, longreason)"
     heading="Evaluation",
     help="compare every MODEL with this one, on the same examples",
 )
+@option(
+    "--changed",
+    type=click.IntRange(min=0),
+    metavar="N",
+    heading="Evaluation",
+    help="with --against: show N examples that changed, 0 none  [default: 5]",
+)
 @opt.EVALUATION
 @opt.options(
     option(

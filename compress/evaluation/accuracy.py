@@ -19,6 +19,7 @@ from compress.data.images.prompting import SavedPrompt, read_prompt
 from compress.data.images.reading import open_pictures
 from compress.data.specs import parse_spec
 from compress.errors import RequestError, RunError
+from compress.evaluation.shown import Shown, head
 from compress.progress import Progress, silent
 
 BATCH = 64
@@ -36,6 +37,7 @@ class Accuracy:
         digest: of the images and labels.
         skipped: images that couldn't be read and were left out.
         notes: plain sentences about the data.
+        shown: place of an image -> "target" and "answer", the classes' names.
     """
 
     top1: float
@@ -46,6 +48,7 @@ class Accuracy:
     digest: str = ""
     skipped: int = 0
     notes: tuple[str, ...] = ()
+    shown: Mapping[str, Shown] = field(default_factory=dict, repr=False, compare=False)
 
     def as_receipt(self) -> dict[str, Any]:
         """CONTRACT's form."""
@@ -84,13 +87,16 @@ def accuracy(
     model.eval()
     first: list[Tensor] = []
     five: list[Tensor] = []
+    said: list[Tensor] = []
     total, done = len(images) if limit is None else min(limit, len(images)), 0
     try:
         for batch in images.batches(batch_size, limit=limit, normalised=False):
             unit = batch["images"].to(device or place.device)
             unit = unit if prompt is None else prompt(unit)
             made: Any = model(pixel_values=images.processing.normalise(unit).to(place.dtype))
-            hits = _hits(made.logits, batch["labels"].to(unit.device))
+            best = _best(made.logits)
+            hits = best == batch["labels"].to(unit.device)[:, None]
+            said.append(best[:, 0].cpu())
             first.append(hits[:, 0].cpu())
             five.append(hits.any(1).cpu())
             done += len(hits)
@@ -101,17 +107,28 @@ def accuracy(
     top1, n = float(right.mean()), len(right)
     items = dict(zip(images.pictures.places, right.tolist()))
     top5 = float(torch.cat(five).double().mean())
-    return Accuracy(top1, top5, math.sqrt(top1 * (1 - top1) / n), n, items, images.digest())
+    stderr = math.sqrt(top1 * (1 - top1) / n)
+    shown = _shown(model, images, torch.cat(said))
+    return Accuracy(top1, top5, stderr, n, items, images.digest(), shown=shown)
 
 
-def _hits(logits: Tensor, labels: Tensor) -> Tensor:
-    """Whether each of the five largest logits is the label's, bool [B, at most 5]."""
+def _shown(model: nn.Module, images: ImageSet, said: Tensor) -> dict[str, Shown]:
+    """Describe images by their class and the one that the model said."""
+    names: Mapping[int, str] = getattr(getattr(model, "config", None), "id2label", None) or {}
+    wanted = images.labels[: len(said)].tolist()
+    return {
+        place: {"target": head(names.get(label, label)), "answer": head(names.get(best, best))}
+        for place, label, best in zip(images.pictures.places, wanted, said.tolist())
+    }
+
+
+def _best(logits: Tensor) -> Tensor:
+    """Return the classes of the largest logits, the best first, int64 [B, at most 5]."""
     if not bool(torch.isfinite(logits).all()):
         raise RunError(
             "the model's logits aren't finite", "look at its weights: compress inspect MODEL"
         )
-    best = logits.topk(min(5, logits.shape[-1]), dim=-1).indices
-    return best == labels[:, None]
+    return logits.topk(min(5, logits.shape[-1]), dim=-1).indices
 
 
 def check_accuracy(source: Source, specs: Sequence[str], image_size: int | None = None) -> None:

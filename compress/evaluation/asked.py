@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from compress.checkpoints.source import Source
-from compress.evaluation.measures import Measures, Request, measure_source
+from compress.evaluation.measures import Measures, Request
+from compress.evaluation.measuring import measure_source
 from compress.evaluation.settings import EvaluationSettings
 from compress.progress import Progress
 from compress.reports.clock import Clock

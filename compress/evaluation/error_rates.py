@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from compress.errors import RequestError
 from compress.evaluation.compare import Difference
+from compress.evaluation.shown import Shown
 from compress.numerics.significance import LEVEL, paired
 
 WORDS, CHARACTERS = "wer", "cer"
@@ -22,12 +23,14 @@ class ErrorRate:
         errors, counts: of each utterance: edits, and words (or characters) of the reference.
         words: words of all references, whichever the unit.
         digest: of the references, by which two scores are known to be of the same utterances.
+        shown: of each utterance what people read: "item", "target", "answer"; or empty.
     """
 
     errors: list[int]
     counts: list[int]
     words: int
     digest: str
+    shown: list[Shown] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def value(self) -> float:

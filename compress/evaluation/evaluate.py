@@ -10,6 +10,7 @@ from typing import Any
 from compress.checkpoints.placement import resolve_device, resolve_dtype
 from compress.checkpoints.source import open_source
 from compress.errors import RequestError
+from compress.evaluation import changed as changing
 from compress.evaluation.accuracy import check_accuracy, measure_accuracy
 from compress.evaluation.depth import check_files
 from compress.evaluation.long_context.settings import read_settings, split_tasks
@@ -19,8 +20,8 @@ from compress.evaluation.measures import (
     check_request,
     compare,
     fitted,
-    measure_source,
 )
+from compress.evaluation.measuring import measure_source
 from compress.evaluation.speech import check_speech_model
 from compress.progress import Progress, silent
 
@@ -33,11 +34,13 @@ class Evaluation:
         measures: model as named by the caller -> what was measured, in order.
         against: name of the model that the others are compared with, or None.
         notes: plain sentences for the reader, such as texts that can't be compared and why.
+        changed: rows of each table of changed examples; 0 leaves them out, of the JSON too.
     """
 
     measures: dict[str, Measures]
     against: str | None = None
     notes: tuple[str, ...] = ()
+    changed: int = changing.DEFAULT
 
     def comparisons(self) -> dict[str, dict[str, Any]]:
         """Each model's comparison with `against`."""
@@ -45,7 +48,12 @@ class Evaluation:
             return {}
         base = self.measures[self.against]
         others = {name: m for name, m in self.measures.items() if name != self.against}
-        return {name: compare(base, other) for name, other in others.items()}
+        return {name: self._comparison(base, other) for name, other in others.items()}
+
+    def _comparison(self, base: Measures, other: Measures) -> dict[str, Any]:
+        found: dict[str, Any] = dict(compare(base, other))
+        moved = changing.changes(base, other) if self.changed else {}
+        return {**found, "changed": moved} if moved else found
 
     def as_dict(self) -> dict[str, Any]:
         """CONTRACT's `eval --json`.
@@ -72,7 +80,7 @@ class Evaluation:
         """The same as a table for people."""
         from compress.evaluation.render import evaluation_table
 
-        return evaluation_table(self.as_dict())
+        return evaluation_table(self.as_dict(), self.changed)
 
     def draw(self, path: str | Path) -> None:
         """Write the heat maps of the long-context tasks as PNG."""
@@ -85,6 +93,7 @@ def evaluate(
     models: str | Path | Sequence[str | Path],
     *,
     against: str | Path | None = None,
+    changed: int | None = None,
     ppl: str | Sequence[str] = (),
     tasks: str | Sequence[str] = (),
     task_dirs: Sequence[str | Path] = (),
@@ -121,6 +130,7 @@ def evaluate(
     Args:
         models: directories or Hub ids.
         against: the model to compare with; measured on the same examples.
+        changed: rows of each table of examples that changed; default 5, 0 leaves them out.
         ppl, tasks, task_dirs, limit, stride, speed: see measure.
         eval_seqlen: window of the perplexity; default the smaller of 2048 and the models' limits.
         accuracy: data specs of labelled images, for image classifiers.
@@ -152,6 +162,11 @@ def evaluate(
         raise RequestError(
             "nothing to measure",
             hint="give one or more of --ppl, --tasks, --accuracy, --wer and --speed",
+        )
+    if changed is not None and (against is None or changed < 0):
+        raise RequestError(
+            f"`--changed {changed}` counts examples that differ from those of another model",
+            "give that model by --against, and a number from 0",
         )
     named = [models] if isinstance(models, str | Path) else list(models)
     names = list(dict.fromkeys(map(str, [*named, *([against] if against is not None else [])])))
@@ -201,7 +216,8 @@ def evaluate(
             )  # fmt: skip
             measures[name] = replace(measures[name], accuracy=scores)
     base = None if against is None else str(against)
-    found = Evaluation(measures, base, tuple(_notes(measures, base)))
+    rows = changing.DEFAULT if changed is None else changed
+    found = Evaluation(measures, base, tuple(_notes(measures, base)), rows)
     if png is not None:
         found.draw(png)
     return found

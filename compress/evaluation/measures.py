@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import gc
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from compress.checkpoints.placement import compute_dtype
 from compress.checkpoints.source import Source
 from compress.data.audio import Recording
 from compress.data.specs import load_documents, parse_spec
@@ -20,21 +18,12 @@ from compress.evaluation.accuracy import Accuracy
 from compress.evaluation.compare import compare_items, compare_windows
 from compress.evaluation.error_rates import CHARACTERS, WORDS, ErrorRate, compare_rates
 from compress.evaluation.long_context.planning import LongTasks
-from compress.evaluation.long_context.running import run_long_tasks
 from compress.evaluation.long_context.settings import LongContext, check_model_fits, split_tasks
-from compress.evaluation.perplexity import Perplexity, context_limit, perplexity
-from compress.evaluation.speech import (
-    check_speech_model,
-    open_processor,
-    read_speech,
-    score_speech,
-)
-from compress.evaluation.speed import Speed, measure_speed
+from compress.evaluation.perplexity import Perplexity
+from compress.evaluation.speech import check_speech_model, read_speech
+from compress.evaluation.speed import Speed
 from compress.evaluation.tasks import TaskScore, TaskSet
 from compress.progress import Progress, silent
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -91,16 +80,20 @@ class Measures:
         return items
 
     def to_json(self) -> str:
-        """Everything, outcomes included, as JSON that `from_json` reads back to the last bit."""
+        """All outcomes as JSON that `from_json` reads back to the last bit; no item's text."""
         perplexities = {
-            key: {**vars(value), "losses": value.losses.tolist(), "weights": value.weights.tolist()}
+            key: {
+                **_outcomes(value),
+                "losses": value.losses.tolist(),
+                "weights": value.weights.tolist(),
+            }
             for key, value in self.perplexity.items()
         }
-        tasks = {key: vars(value) for key, value in self.tasks.items()}
+        tasks = {key: _outcomes(value) for key, value in self.tasks.items()}
         speed = None if self.speed is None else vars(self.speed)
-        images = {key: vars(value) for key, value in self.accuracy.items()}
+        images = {key: _outcomes(value) for key, value in self.accuracy.items()}
         rates = {
-            unit: {key: vars(value) for key, value in found.items()}
+            unit: {key: _outcomes(value) for key, value in found.items()}
             for unit, found in ((WORDS, self.wer), (CHARACTERS, self.cer))
         }
         kinds = {"perplexity": perplexities, "tasks": tasks, "speed": speed}
@@ -121,6 +114,11 @@ class Measures:
             speed=None if data["speed"] is None else Speed(**data["speed"]),
             accuracy={k: Accuracy(**v) for k, v in data.get("accuracy", {}).items()},
         )
+
+
+def _outcomes(value: object) -> dict[str, Any]:
+    """Return a score's values without the texts that are kept for people."""
+    return {k: v for k, v in vars(value).items() if k not in ("shown", "openings")}
 
 
 @dataclass(frozen=True)
@@ -255,140 +253,6 @@ def check_model(source: Source, seqlen: int | None, ppl: bool) -> None:
             f"`--eval-seqlen {seqlen}` is above the model's limit of {limit} tokens",
             hint=f"use `--eval-seqlen {limit}` or less",
         )
-
-
-def measure(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase | None,
-    *,
-    ppl: str | Sequence[str] = (),
-    tasks: Sequence[str] = (),
-    task_dirs: Sequence[str | Path] = (),
-    limit: int | None = None,
-    seqlen: int | None = None,
-    stride: int | None = None,
-    speed: bool = False,
-    batch_size: int = 1,
-    task_batch_size: int = 16,
-    seed: int = 0,
-    request: Request | None = None,
-    progress: Progress = silent,
-) -> Measures:
-    """Measure a model in memory.
-
-    Args:
-        model: on its device, in evaluation mode.
-        tokenizer: of the model; None suits a measure of speed alone.
-        ppl: data specs.
-        tasks, task_dirs: names of tasks, and directories of own ones of lm-eval.
-        limit: at most so many windows a text and items a task.
-        seqlen, stride: of the perplexity; see perplexity().
-        speed: measure speed and memory too.
-        batch_size, task_batch_size: windows and task requests run at once.
-        seed: of the speed prompt.
-        request: what check_request returned, in place of ppl, tasks and task_dirs.
-        progress: called along the way.
-
-    Raises:
-        RequestError, RunError: as perplexity, TaskSet and measure_speed.
-    """
-    request = request or check_request(ppl=ppl, tasks=tasks, task_dirs=task_dirs, seed=seed)
-    if tokenizer is None and request.scores_text:
-        raise RequestError("perplexity and tasks need a tokenizer, and the model has none")
-    perplexities = {
-        spec: perplexity(
-            model,
-            tokenizer,
-            documents,
-            seqlen=seqlen,
-            stride=stride,
-            limit=limit,
-            batch_size=batch_size,
-            progress=progress,
-        )
-        for spec, documents in request.texts.items()
-    }
-    scores = {}
-    if request.tasks is not None:
-        scores = request.tasks.run(
-            model, tokenizer, limit=limit, batch_size=task_batch_size, progress=progress
-        )
-    if request.long is not None:
-        most = request.token_limit if request.token_limit is not None else context_limit(model)
-        scores |= run_long_tasks(
-            request.long,
-            model,
-            tokenizer,
-            token_limit=most,
-            limit=limit,
-            batch_size=task_batch_size,
-            progress=progress,
-        )
-    timed = measure_speed(model, seed=seed, progress=progress) if speed else None
-    return Measures(perplexities, scores, timed)
-
-
-def measure_source(
-    source: Source,
-    request: Request,
-    *,
-    device: str = "cpu",
-    dtype: torch.dtype | None = None,
-    limit: int | None = None,
-    seqlen: int | None = None,
-    stride: int | None = None,
-    speed: bool = False,
-    seed: int = 0,
-    progress: Progress = silent,
-) -> Measures:
-    """Load a checkpoint, measure it, and let it go.
-
-    Quality is computed in float32 where the CPU has no 16-bit arithmetic (`compute_dtype`); speed
-    is always that of the weights' own dtype.
-
-    Args:
-        source: the checkpoint.
-        request: what check_request returned.
-        device: where it runs.
-        dtype: of the weights; None is the one on disk.
-        limit, seqlen, stride, speed, seed, progress: see measure.
-    """
-    stored = dtype or source.dtype
-    running = compute_dtype(stored, device, source.bytes_on_disk())
-    found = Measures()
-    if request.scores_text:
-        model = source.load(dtype if running == stored else running, device)
-        found = measure(
-            model,
-            source.tokenizer(),
-            limit=limit,
-            seqlen=seqlen,
-            stride=stride,
-            seed=seed,
-            request=request,
-            progress=progress,
-        )
-        del model
-        gc.collect()  # the next model needs the room
-    if request.speech:
-        model = source.load(dtype if running == stored else running, device)
-        rates = score_speech(
-            model,
-            open_processor(source),
-            request.speech,
-            resample=request.resample,
-            limit_seconds=request.max_seconds,
-            progress=progress,
-        )
-        found = replace(found, wer=rates[WORDS], cer=rates[CHARACTERS])
-        del model
-        gc.collect()
-    if speed:
-        model = source.load(dtype, device)
-        found = replace(found, speed=measure_speed(model, seed=seed, progress=progress))
-        del model
-        gc.collect()
-    return found
 
 
 def compare(before: Measures, after: Measures) -> dict[str, dict[str, Any]]:

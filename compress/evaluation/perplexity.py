@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ import torch.nn.functional as functional
 
 from compress.data.packing import token_digest
 from compress.errors import RequestError, RunError
+from compress.evaluation.shown import opening
 from compress.progress import Progress, silent
 
 _LOSS_ELEMENTS = 2**26  # logits raised to float32 at a time: 256 MB
@@ -39,6 +40,7 @@ class Perplexity:
         seqlen: tokens in a window (the context that the model saw).
         stride: step between windows where it is smaller than seqlen, else None.
         digest: of the windows' token ids; equal digests make two perplexities comparable.
+        openings: the first words of each window, for people.
     """
 
     value: float
@@ -49,6 +51,7 @@ class Perplexity:
     seqlen: int
     digest: str
     stride: int | None = None
+    openings: list[str] = field(default_factory=list, repr=False)
 
     def as_receipt(self) -> dict[str, Any]:
         """The receipt's entry; what was not measured is absent."""
@@ -114,7 +117,8 @@ def perplexity(
         done = first + len(batch)
         progress("perplexity", done, len(windows), f"window {done}")
     covered = starts[-1] + length
-    return _summary(torch.cat(losses), torch.tensor(scored).double(), windows, covered, stride)
+    found = _summary(torch.cat(losses), torch.tensor(scored).double(), windows, covered, stride)
+    return replace(found, openings=[opening(tokenizer, window) for window in windows.tolist()])
 
 
 def require_causal(model: Any) -> None:

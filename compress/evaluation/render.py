@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from compress.evaluation.changed import DEFAULT
+from compress.evaluation.changed_page import changed_blocks
 from compress.evaluation.long_context.page import long_block
 from compress.reports.formats import MINUS, bytes_text, quality, short_names, signed, table
 
 
-def evaluation_table(result: Mapping[str, Any]) -> str:
+def evaluation_table(result: Mapping[str, Any], changed: int = DEFAULT) -> str:
     """Render what `Evaluation.as_dict` gives.
 
     Args:
         result: {"models": […], "against": …, "notes": […]}.
+        changed: rows of each table of changed examples.
 
     Returns:
         Lines of text: per text and task the models with value, standard error and, where they were
@@ -45,6 +48,7 @@ def evaluation_table(result: Mapping[str, Any]) -> str:
         blocks.append(long_block(key, having, names, against))
     if any("speed" in model for model in models):
         blocks.append(_speed(models, names))
+    blocks += changed_blocks(result, names, changed)
     notes = "\n".join(result.get("notes", ()))
     return "\n\n".join([*blocks, *([notes] if notes else [])])
 

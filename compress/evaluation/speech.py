@@ -7,6 +7,7 @@ as blanks, else they would become insertions. Models that generate (Whisper) do 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from compress.data.audio_files import Hearing, decode
 from compress.data.specs import parse_spec
 from compress.errors import RequestError
 from compress.evaluation.error_rates import CHARACTERS, WORDS, ErrorRate, error_rate
+from compress.evaluation.shown import Shown, head
 from compress.progress import Progress, silent
 
 VISUAL = "visual_features"
@@ -117,6 +119,11 @@ def score_speech(
         said = [recording.text for recording in recordings]
         for unit in (WORDS, CHARACTERS):
             found[unit][spec] = error_rate(said, heard, unit)
+        shown: list[Shown] = [
+            {"item": recording.name, "target": head(recording.text), "answer": head(text)}
+            for recording, text in zip(recordings, heard)
+        ]
+        found[WORDS][spec] = replace(found[WORDS][spec], shown=shown)
     return found
 
 

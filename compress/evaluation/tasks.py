@@ -22,6 +22,7 @@ from compress.data.registry import shipped
 from compress.errors import RequestError, RunError
 from compress.evaluation.long_context import NAMES as LONG_CONTEXT
 from compress.evaluation.quiet import silenced
+from compress.evaluation.shown import Shown, from_sample
 from compress.evaluation.taskfiles import harness_names, write_stubs
 from compress.progress import Progress, silent
 
@@ -42,6 +43,7 @@ class TaskScore:
         others: the task's other numeric metrics.
         more: other metric -> item key -> outcome, for pairing too.
         details: further plain values of the receipt's entry, such as "cells".
+        shown: item key -> what people read of it.
     """
 
     acc: float
@@ -52,6 +54,7 @@ class TaskScore:
     others: dict[str, float] = field(default_factory=dict)
     more: dict[str, dict[str, float]] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
+    shown: dict[str, Shown] = field(default_factory=dict, repr=False, compare=False)
 
     def as_receipt(self) -> dict[str, Any]:
         """The receipt's entry; a metric that is no accuracy stands under its own name."""
@@ -258,11 +261,12 @@ def _score(results: Mapping[str, Any], name: str) -> TaskScore:
     key = min(values, key=_rank)
     metric, _, kind = key.partition(",")
     samples = [s for s in results["samples"][name] if s["filter"] == kind]
-    items = {}
+    items, shown = {}, {}
     for sample in samples:
         outcome = sample.get(metric)
         if isinstance(outcome, int | float) or hasattr(outcome, "item"):
-            items[f"{sample['doc_id']}:{sample['doc_hash'][:16]}"] = float(outcome)
+            item = f"{sample['doc_id']}:{sample['doc_hash'][:16]}"
+            items[item], shown[item] = float(outcome), from_sample(sample, metric)
     mean = sum(items.values()) / len(items) if items else math.nan
     is_mean = len(items) == len(samples) and math.isclose(mean, values[key], abs_tol=1e-9)
     others = {k.split(",")[0]: v for k, v in values.items() if k != key and k.endswith(f",{kind}")}
@@ -273,6 +277,7 @@ def _score(results: Mapping[str, Any], name: str) -> TaskScore:
         items=items if is_mean else {},
         metric=metric,
         others=others,
+        shown=shown if is_mean else {},
     )
 
 
@@ -285,6 +290,7 @@ def _rank(key: str) -> int:
 def _pooled(parts: Mapping[str, TaskScore]) -> TaskScore:
     """Return a group's score: the mean over the items of all its tasks."""
     items = {f"{name}:{key}": v for name, part in parts.items() for key, v in part.items.items()}
+    shown = {f"{name}:{key}": v for name, part in parts.items() for key, v in part.shown.items()}
     total = sum(part.n for part in parts.values())
     first = next(iter(parts.values()))
     return TaskScore(
@@ -293,6 +299,7 @@ def _pooled(parts: Mapping[str, TaskScore]) -> TaskScore:
         n=total,
         items=items if len(items) == total else {},
         metric=first.metric,
+        shown=shown if len(items) == total else {},
     )
 
 

@@ -8,7 +8,8 @@ from typing import Any
 from compress.checkpoints.loader import BlockLoader, skeleton
 from compress.checkpoints.placement import compute_dtype
 from compress.checkpoints.shards import ShardWriter
-from compress.evaluation.measures import Measures, measure
+from compress.evaluation.measures import Measures
+from compress.evaluation.measuring import measure
 from compress.progress import Progress, silent
 from compress.study.preparing import Subject
 from compress.study.settings import StudySettings

@@ -10,7 +10,8 @@ import torch
 from compress.checkpoints.source import open_source
 from compress.errors import RequestError
 from compress.evaluation.evaluate import evaluate
-from compress.evaluation.measures import Measures, check_request, compare, measure
+from compress.evaluation.measures import Measures, check_request, compare
+from compress.evaluation.measuring import measure
 from tiny_models import make_checkpoint
 
 TEXT = "Once there was a small red boat. It sailed far over the sea. " * 12

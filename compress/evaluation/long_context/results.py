@@ -10,6 +10,7 @@ from torch import Tensor
 from compress.evaluation.long_context.attention import on_answer, summary
 from compress.evaluation.long_context.items import Cell, Item
 from compress.evaluation.long_context.scoring import Outcome
+from compress.evaluation.shown import Shown
 from compress.evaluation.tasks import TaskScore, standard_error
 
 ON_ANSWER = "attention_on_answer"
@@ -26,6 +27,7 @@ def task_score(
     left_out: Sequence[str] = (),
     attention: Mapping[str, Tensor] | None = None,
     layers: Sequence[str] = (),
+    shown: Mapping[str, Shown] | None = None,
 ) -> TaskScore:
     """Sum up a task.
 
@@ -33,6 +35,7 @@ def task_score(
         items, outcomes: as score_items takes and gives them.
         left_out: cells that don't fit the model, in words.
         attention, layers: of an AttentionWatch, where there was one.
+        shown: item key -> what people read of it.
 
     Returns:
         A TaskScore whose `acc` is that of the likelihood; `exact_match` and `answer_loss` (nats a
@@ -64,6 +67,7 @@ def task_score(
         others=others,
         more=values,
         details=details,
+        shown=dict(shown or {}),
     )
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from compress.evaluation.long_context.attention import AttentionWatch
+from compress.evaluation.long_context.items import Item
 from compress.evaluation.long_context.planning import LongTasks, limited
 from compress.evaluation.long_context.results import task_score
-from compress.evaluation.long_context.scoring import score_items
+from compress.evaluation.long_context.scoring import Outcome, score_items
+from compress.evaluation.shown import Shown, choice
 from compress.evaluation.tasks import TaskScore
 from compress.progress import Progress, silent
 
@@ -52,5 +54,13 @@ def run_long_tasks(
             planned.left_out,
             None if watch is None else watch.found,
             () if watch is None else watch.layers,
+            {item.key: _shown(tokenizer, item, found) for item, found in zip(items, outcomes)},
         )
     return scores
+
+
+def _shown(tokenizer: Any, item: Item, outcome: Outcome) -> Shown:
+    """Describe an item: its question, answers and their log likelihoods, the right one first."""
+    question = tokenizer.decode(item.prompt[item.question :].tolist(), skip_special_tokens=True)
+    answers = [tokenizer.decode(answer.tolist()) for answer in item.answers]
+    return choice(question, answers, [-loss for loss in outcome.losses[: len(answers)]], 0)

@@ -11,7 +11,8 @@ import pytest
 from compress.checkpoints.source import open_source
 from compress.errors import RequestError
 from compress.evaluation.evaluate import evaluate
-from compress.evaluation.measures import Measures, compare, measure
+from compress.evaluation.measures import Measures, compare
+from compress.evaluation.measuring import measure
 from tiny_models import make_checkpoint
 
 SMALL = {"per_cell": 2, "depths": (0.0, 1.0), "context_lengths": (123, 126)}
