@@ -1,12 +1,13 @@
 """Which calibration data prunes three small models best: 19 sets, 2 methods, 2 sparsities, 5 seeds.
 
-    python benchmarks/calib/study.py MODEL [--small DIR] [--work DIR]
+    python benchmarks/calib/study.py MODEL [--small DIR] [--work DIR] [--cot]
 
 MODEL: tiny-llama (shipped), stories260k (of COMPRESS_ASSETS) or small (--small: the output of
 benchmarks/real_text/train_llama.py). Six corpora in three formats each (raw, zero-shot, icl) beside
 a reference: text like the model's own training text. Every set has 8 x 256 real tokens. Scored by
 the loss on held-out texts. A killed study goes on where it stopped, and one that a budget ended is
-completed by the next call; its report goes to benchmarks/calib/MODEL.
+completed by the next call; its report goes to benchmarks/calib/MODEL. --cot: in-context examples
+with and without their reasoning (icl-cot, icl) of the two corpora that have one, to MODEL/cot.
 
 stories260k has no text of its own here: reference and score are stories that it wrote itself
 (temperature 1, of different seeds).
@@ -32,6 +33,7 @@ from compress.errors import CompressError
 HERE = Path(__file__).resolve().parent
 CORPORA = ("gsm8k", "svamp", "mawps", "esnli", "commonsense_qa", "winogrande")
 FORMATS = ("raw", "zero-shot", "icl")
+REASONED, REASONED_FORMATS = ("gsm8k", "esnli"), ("icl", "icl-cot")
 KEPT = ("report.html", "cells.csv", "forest.png", "heatmap.png")
 # From files of the assets, where the registry's own come from the Hub.
 FILES = {
@@ -110,6 +112,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--budget", type=float, help="seconds; what is done then is reported")
     parser.add_argument("--no-predictors", action="store_true")
+    parser.add_argument("--cot", action="store_true", help="examples with and without reasoning")
     options = parser.parse_args()
     assets = os.environ.get("COMPRESS_ASSETS")
     if not assets:
@@ -119,7 +122,9 @@ def main() -> None:
               "stories260k": Path(assets) / "models" / "stories260k"}  # fmt: skip
     if places[options.model] is None:
         raise SystemExit("--small DIR is needed")
-    work = (options.work / options.model).resolve()
+    corpora, formats = (REASONED, REASONED_FORMATS) if options.cot else (CORPORA, FORMATS)
+    parts = (options.model, "cot") if options.cot else (options.model,)
+    work = options.work.joinpath(*parts).resolve()
     work.mkdir(parents=True, exist_ok=True)
     model = places[options.model].resolve()
     if not (work / options.model).exists():
@@ -131,7 +136,7 @@ def main() -> None:
         result = compress.calib_study(
             options.model,
             "study",
-            calib=(reference, *(f"{c}@{f}" if f != "raw" else c for c in CORPORA for f in FORMATS)),
+            calib=(reference, *(f"{c}@{f}" if f != "raw" else c for c in corpora for f in formats)),
             methods=("wanda", "sparsegpt"),
             sparsity=(0.5, 0.6),
             seeds=options.seeds,
@@ -154,8 +159,8 @@ def main() -> None:
         )  # fmt: skip
     except CompressError as error:
         raise SystemExit(f"{error.message}\n{error.hint or ''}") from error
-    target = HERE / options.model
-    target.mkdir(exist_ok=True)
+    target = HERE.joinpath(*parts)
+    target.mkdir(parents=True, exist_ok=True)
     for file in KEPT:
         if (work / "study" / file).exists():
             shutil.copyfile(work / "study" / file, target / file)

@@ -1,6 +1,7 @@
 """The tables of the README, from the runs of grid.py.
 
 python benchmarks/drought/tables.py WORK > benchmarks/drought/results.md
+python benchmarks/drought/tables.py WORK --json > benchmarks/drought/results.json
 """
 
 from __future__ import annotations
@@ -150,9 +151,35 @@ def coverage_section(name: str, runs: dict[str, dict]) -> str:
     )
 
 
+def measured(name: str, runs: dict[str, dict]) -> dict:
+    """The figures of a set for other pages: skill, that of rivals, and errors without a part."""
+    main = runs[name]
+    found: dict = {"seeds": len(main["seeds"]), "skill": main["skill"], "without": {}}
+    found["baselines"] = {
+        rival: {h: {key: line[key] for key in ("mae", "skill", "ci95")} for h, line in by_h.items()}
+        for rival, by_h in main["baselines"].items()
+        if rival not in ("persistence", "climatology", "seasonal")
+    }
+    for key in ABLATIONS:
+        run = runs.get(f"{name}-{key}")
+        for kind, label in (("errors", key), ("brier", f"{key}, impact")):
+            own = main["items"].get(kind, {})
+            other = run["items"].get(kind, {}) if run else {}
+            for h in own:
+                if own[h] and other.get(h) and len(own[h]) == len(other[h]):
+                    weeks = np.array(main["items"]["weeks"][h])
+                    line = difference(np.array(own[h]), np.array(other[h]), weeks)
+                    found["without"].setdefault(label, {})[h] = line
+    return found
+
+
 def main() -> None:
     work = Path(sys.argv[1])
     runs = load(work)
+    if "--json" in sys.argv:
+        sets = {name: measured(name, runs) for name in SETS if name in runs}
+        print(json.dumps({"sets": sets}, indent=1))
+        return
     for name, title in SETS.items():
         if name not in runs:
             continue
