@@ -3,9 +3,9 @@
     python benchmarks/training/attention.py --place DIR
 
 DIR is the grid's. For each seed that has both checkpoints (`meap/meap`, `clean/adam+clip`):
-entropy of a query's attention over the entropy of even attention, ln n for n keys, a mean over layers,
-heads and the queries from the 33rd on of 64 held-out windows of 128 tokens. 1 is even attention, 0
-a single key. Nothing is masked while measuring. Writes attention.json.
+entropy of a query's attention over the entropy of even attention, ln n for n keys, a mean over
+layers, heads and the queries from the 33rd on of 64 held-out windows of 128 tokens. 1 is even
+attention, 0 a single key. Nothing is masked while measuring. Writes attention.json.
 """
 
 from __future__ import annotations
