@@ -138,6 +138,17 @@ def test_verdicts_follow_figures_that_arrive(tmp_path, kinds, difference, verdic
     assert found["X6"] == (SEEN if "lns" in kinds else PENDING)
 
 
+def test_spikes_of_rows_that_were_long_unseen_count_for_nothing(tmp_path):
+    place = tmp_path / "benchmarks" / "training"
+    place.mkdir(parents=True)
+    found = {"model.embed_tokens.weight": 1e16, "model.layers.0.mlp.up_proj.weight": 144.0}
+    spikes = {"by_parameter": {name: {"largest_ratio": r} for name, r in found.items()}}
+    line = {"arm": "census/llama, wikitext", "seed": 0, "spikes": spikes}
+    (place / "grid.jsonl").write_text(json.dumps(line), encoding="utf-8")
+    part = {c.name: c for s in sections(Files(tmp_path)) for c in s.claims}["S1"].parts[1]
+    assert part == Part("llama, wikitext: largest 12 times", False)
+
+
 # The rule
 
 
