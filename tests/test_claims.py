@@ -25,6 +25,7 @@ from claim_figures import (  # noqa: E402
     slope,
 )
 from page import PAGE, page, sections  # noqa: E402
+from prune_claims import _blind  # noqa: E402
 
 COUNTS = {"M": 5, "L": 5, "S": 7, "X": 6, "D": 3, "C": 4, "A": 4, "R": 6, "K": 6, "P": 5}
 NAMES = [f"{letter}{i}" for letter, count in COUNTS.items() for i in range(1, count + 1)]
@@ -147,6 +148,13 @@ def test_spikes_of_rows_that_were_long_unseen_count_for_nothing(tmp_path):
     (place / "grid.jsonl").write_text(json.dumps(line), encoding="utf-8")
     part = {c.name: c for s in sections(Files(tmp_path)) for c in s.claims}["S1"].parts[1]
     assert part == Part("llama, wikitext: largest 12 times", False)
+
+
+def test_a_text_on_which_dots_prune_as_well_is_blind():
+    sets = {"gsm8k": {0: 1.0, 1: 1.2}, "mawps": {0: 1.5, 1: 1.7}, "ellipses": {0: 1.55, 1: 1.75}}
+    assert _blind(sets) is False
+    assert _blind({**sets, "random": {0: 1.4, 1: 1.6}}) is True
+    assert "blind" in CLAIMS["K4"].parts[0].text
 
 
 # The rule

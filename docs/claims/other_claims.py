@@ -154,8 +154,9 @@ def _top1(files: Files, arm: str, share: float, stage: str = "tuned") -> BySeed:
 
 def _ahead(files: Files, other: str, shares: tuple[float, ...], stage: str = "tuned",
            margin: float = 0.0) -> list[Part]:  # fmt: skip
+    label = other.replace("pass, no", "PASS without")
     return [
-        more(f"{share:.0%} of MACs, {stage}: PASS against {other}",
+        more(f"{share:.0%} of MACs, {stage}: PASS against {label}",
              _top1(files, "pass", share, stage), _top1(files, other, share, stage), 1, margin)
         for share in shares
     ]  # fmt: skip
@@ -177,9 +178,8 @@ def channels(files: Files) -> Section:
                    "Top-1 in points, at equal multiply-adds (MACs). Tuned: 4 epochs after the "
                    "cut. Repaired: cut, then batch norms measured anew, no training.", (
         Claim("P1", "Prompts and weight statistics find good channel sparsity", how, scale,
-              [*plain, *(more(f"50% of MACs, tuned: PASS against PASS with {name}",
-                              _top1(files, "pass", 0.5), _top1(files, f"pass, {name}", 0.5), 1)
-                         for name in ("no prompt", "no statistics"))],
+              [*plain, *(part for name in ("prompt", "statistics")
+                         for part in _ahead(files, f"pass, no {name}", (0.5,)))],
               f"L1 with batch-norm re-estimation: {repaired}; random with it: "
               + _texts(_ahead(files, "random", SHARES, "repaired"))),
         Claim("P2", "The recurrent form captures dependency between layers", how, scale,

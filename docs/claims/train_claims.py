@@ -24,7 +24,7 @@ from claim_figures import (
 GRID = "`python benchmarks/training/grid.py --place DIR`"
 BASE = "Llama of 1.4 M, 0.4 M tokens"
 DEEP = "Llamas of 1.5 M, 12 layers, and 1.3 M, 24 layers; 0.4 M tokens"
-DEPTHS = ("deep12", "deep24")
+DEPTHS = {"deep12": "12 layers", "deep24": "24 layers"}
 NORMS = ("pre", "post", "mix", "lns")
 TASKS = ("needle", "multidoc", "longreason")
 LITTLE = 0.01  # of the loss: a layer that costs less when left out does little
@@ -48,7 +48,7 @@ def _retrieval(files: Files) -> tuple[list[Part], str, str]:
     for task in TASKS:
         own, base = _tasks(files, "meap", task), _tasks(files, "adam+clip", task)
         chance = _tasks(files, "meap", task, "chance")
-        parts.append(more(f"{task}: accuracy, points", own, base, 1))
+        parts.append(more(f"{task}: right, points, with masks against without", own, base, 1))
         if own and base:
             level = next(iter(chance.values()))
             chances.append(f"{task} {mean(own, 1)} and {mean(base, 1)} %, chance {level:.0f} %")
@@ -129,7 +129,7 @@ def depth(files: Files) -> Section:
     others = ", ".join(f"{k} {mean(_little(files, f'deep12/{k}'), 2)}" for k in NORMS[1:])
     return Section("The Curse of Depth: LayerNorm scaling (arXiv:2502.05795)", "", (
         Claim("L1", "Nearly half of the layers do little", f"{GRID}; `compress inspect --depth`",
-              DEEP, [Part(f"{d}: share of layers {mean(_little(files, pre), 2)}", None)
+              DEEP, [Part(f"{DEPTHS[d]}: share of layers {mean(_little(files, pre), 2)}", None)
                      for d, pre, _ in pairs],
               f"other norms, 12 layers: {others}",
               needs="models trained until their layers matter, as the paper's Llama, Mistral, "
@@ -137,11 +137,12 @@ def depth(files: Files) -> Section:
               remark="A layer does little when leaving it out costs less than 1 % of the loss. In "
               "runs this short the share says as much of the training's length as of depth."),
         Claim("L2", "The output variance of Pre-LN grows exponentially with depth", GRID, DEEP,
-              [above(f"{d}: ln variance a layer", _growth(files, pre)) for d, pre, _ in pairs],
+              [above(f"{DEPTHS[d]}: ln variance a layer", _growth(files, pre))
+               for d, pre, _ in pairs],
               "with scaling, 12 layers: " + mean(_growth(files, "deep12/lns")),
               remark="Seen means that ln variance rises over the layers of the trained model."),
         Claim("L3", "The derivative of deep blocks tends to the identity", GRID, DEEP,
-              [below(f"{d}: d(l, 1) a layer, from the second on",
+              [below(f"{DEPTHS[d]}: d(l, 1) a layer, from the second on",
                      each(files.layers(pre, "distance"), lambda v: slope(v[1:])), digits=4)
                for d, pre, _ in pairs],
               "with scaling, 12 layers: " + mean(
@@ -151,8 +152,8 @@ def depth(files: Files) -> Section:
         Claim("L4", "LayerNorm scaling curbs it and improves pre-training",
               _recipe("lns-130m-1b", GRID), DEEP,
               [part for d, pre, lns in pairs for part in (
-                  less(f"{d}: held-out loss against pre", files.loss(lns), files.loss(pre)),
-                  less(f"{d}: ln variance a layer against pre", _growth(files, lns),
+                  less(f"{DEPTHS[d]}: held-out loss against pre", files.loss(lns), files.loss(pre)),
+                  less(f"{DEPTHS[d]}: ln variance a layer against pre", _growth(files, lns),
                        _growth(files, pre)))],
               "against pre, 12 layers: " + "; ".join(
                   less(k, files.loss(f"deep12/{k}"), files.loss("deep12/pre")).text
@@ -306,11 +307,11 @@ def _sizes(files: Files) -> list[Part]:
     for d in DEPTHS:
         found = {k: set(files.loss(f"{d}/{k}", "parameters").values()) for k in NORMS}
         if not all(found.values()):
-            parts.append(Part(f"{d}: not measured", None))
+            parts.append(Part(f"{DEPTHS[d]}: not measured", None))
             continue
         counts = sorted(set().union(*found.values()))
         shown = ", ".join(f"{c:,}" for c in counts)
-        parts.append(Part(f"{d}: parameters {shown}", found["mix"] == found["pre"]))
+        parts.append(Part(f"{DEPTHS[d]}: parameters {shown}", found["mix"] == found["pre"]))
     return parts
 
 
@@ -318,20 +319,20 @@ def mix(files: Files) -> Section:
     """The rows of Mix-LN."""
     both = [(d, other) for d in DEPTHS for other in ("pre", "post")]
     tuned = {k: files.loss(f"fine-tune/{k}", "answer_loss") for k in NORMS}
-    lns = "; ".join(less(f"{d}: LNS against pre", files.loss(f"{d}/lns"),
+    lns = "; ".join(less(f"{DEPTHS[d]}: LNS against pre", files.loss(f"{d}/lns"),
                          files.loss(f"{d}/pre")).text for d in DEPTHS)  # fmt: skip
     return Section("Mix-LN (arXiv:2412.13795)", "", (
         Claim("X1", "Pre-LN shrinks the gradients of deep layers, Post-LN those of early ones",
               GRID, DEEP, [part for d in DEPTHS for part in (
-                  below(f"{d}: pre, ln gradient norm a layer", _tilt(files, f"{d}/pre")),
-                  above(f"{d}: post", _tilt(files, f"{d}/post")))],
+                  below(f"{DEPTHS[d]}: pre, ln gradient norm a layer", _tilt(files, f"{d}/pre")),
+                  above(f"{DEPTHS[d]}: post", _tilt(files, f"{d}/post")))],
               "mix, 12 layers: " + mean(_tilt(files, "deep12/mix"))),
         Claim("X2", "Mix-LN makes them more uniform", GRID, DEEP,
-              [less(f"{d}: ln(largest / smallest) against {o}", _spread(files, f"{d}/mix"),
+              [less(f"{DEPTHS[d]}: ln(largest / smallest) against {o}", _spread(files, f"{d}/mix"),
                     _spread(files, f"{d}/{o}"), 2) for d, o in both],
               "LNS, 12 layers: " + mean(_spread(files, "deep12/lns"), 2)),
         Claim("X3", "Pre-trains better than both", _recipe("mix-ln-71m-1b", GRID), DEEP,
-              [less(f"{d}: held-out loss against {o}", files.loss(f"{d}/mix"),
+              [less(f"{DEPTHS[d]}: held-out loss against {o}", files.loss(f"{d}/mix"),
                     files.loss(f"{d}/{o}")) for d, o in both], lns),
         Claim("X4", "Better after supervised fine-tuning", GRID,
               f"{DEEP.split(';')[0]}; 100 steps on GSM8K",
