@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from compress.checkpoints.placement import resolve_dtype
 from compress.checkpoints.plan import PLAN_FILE, Plan
-from compress.checkpoints.save import on_disk
+from compress.checkpoints.save import placed
 from compress.checkpoints.source import Source, open_source
 from compress.errors import RequestError
 from compress.evaluation.asked import measure_asked
@@ -22,6 +22,7 @@ from compress.evaluation.measures import Measures, Request, check_request, compa
 from compress.progress import Progress
 from compress.reports.clock import Clock
 from compress.reports.headers import model_line
+from compress.reports.notebook import Shown
 from compress.reports.receipt import Receipt
 
 
@@ -45,7 +46,7 @@ M = TypeVar("M", bound="Made")
 
 
 @dataclass(frozen=True)
-class Made:
+class Made(Shown):
     """What such a command hands back; a room's own class says how it is shown.
 
     Attributes:
@@ -94,7 +95,7 @@ def open_model(
     Raises:
         RequestError: there is no such model, or no directory for the plan.
     """
-    path = model if isinstance(model, (str, Path)) else on_disk(model, tokenizer, stack)
+    path = placed(model, tokenizer, stack)
     source = open_source(path, revision=revision, token=token, trust_remote_code=trust_remote_code)
     if plan_out is not None and not Path(plan_out).absolute().parent.is_dir():
         raise RequestError(f"`--plan-out {plan_out}`: its directory doesn't exist")

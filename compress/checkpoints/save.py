@@ -126,3 +126,12 @@ def on_disk(
     if tokenizer is not None:
         tokenizer.save_pretrained(place)
     return place
+
+
+def placed(
+    model: str | Path | PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    stack: ExitStack,
+) -> str | Path:
+    """Return a model's path or id as it is; one in memory is saved, see `on_disk`."""
+    return model if isinstance(model, (str, Path)) else on_disk(model, tokenizer, stack)

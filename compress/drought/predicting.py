@@ -25,10 +25,11 @@ from compress.drought.texts import Texts, mask_texts, read_texts, within
 from compress.drought.writing import ENCODER, HASHED, STATISTICS
 from compress.errors import RequestError
 from compress.progress import Progress, silent
+from compress.reports.notebook import Shown
 
 
 @dataclass(frozen=True)
-class Forecasts:
+class Forecasts(Shown):
     """Estimates of a series.
 
     Attributes:

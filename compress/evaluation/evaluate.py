@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 from compress.checkpoints.placement import resolve_device, resolve_dtype
+from compress.checkpoints.save import placed
 from compress.checkpoints.source import open_source
 from compress.errors import RequestError
 from compress.evaluation import changed as changing
@@ -24,10 +28,11 @@ from compress.evaluation.measures import (
 from compress.evaluation.measuring import measure_source
 from compress.evaluation.speech import check_speech_model
 from compress.progress import Progress, silent
+from compress.reports.notebook import Shown
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Shown):
     """What `evaluate` found.
 
     Attributes:
@@ -89,10 +94,14 @@ class Evaluation:
         draw_tasks(self.as_dict()["models"], path)
 
 
+Model = str | Path | PreTrainedModel
+
+
 def evaluate(
-    models: str | Path | Sequence[str | Path],
+    models: Model | Sequence[Model],
     *,
-    against: str | Path | None = None,
+    against: Model | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     changed: int | None = None,
     ppl: str | Sequence[str] = (),
     tasks: str | Sequence[str] = (),
@@ -128,8 +137,9 @@ def evaluate(
     """Measure one model or several; with `against`, compare each with that one.
 
     Args:
-        models: directories or Hub ids.
+        models: directories, Hub ids, or models in memory; the latter are named by their class.
         against: the model to compare with; measured on the same examples.
+        tokenizer: of the models in memory.
         changed: rows of each table of examples that changed; default 5, 0 leaves them out.
         ppl, tasks, task_dirs, limit, stride, speed: see measure.
         eval_seqlen: window of the perplexity; default the smaller of 2048 and the models' limits.
@@ -168,59 +178,82 @@ def evaluate(
             f"`--changed {changed}` counts examples that differ from those of another model",
             "give that model by --against, and a number from 0",
         )
-    named = [models] if isinstance(models, str | Path) else list(models)
-    names = list(dict.fromkeys(map(str, [*named, *([against] if against is not None else [])])))
-    place, kind = resolve_device(device), resolve_dtype(dtype)
-    sources = {
-        name: open_source(name, revision=revision, token=token, trust_remote_code=trust_remote_code)
-        for name in names
-    }
-    for source in sources.values():
-        if ppl or tasks:
-            check_model(source, eval_seqlen, bool(ppl))
-        if accuracy:
-            check_accuracy(source, accuracy, image_size)
-        if wer:
-            check_speech_model(source)
-    long = read_settings(
-        split_tasks(tasks)[0], seed, lengths=context_lengths, depths=depths, documents=documents,
-        hops=hops, per_cell=per_cell, choices=choices, haystack=haystack,
-        qa=None if qa is None else str(qa), attention=attention, png=png,
-    )  # fmt: skip
-    check_files(png=png)
-    request = check_request(
-        ppl=ppl, tasks=tasks, task_dirs=task_dirs, long=long, registry=registry, wer=wer,
-        resample=resample, limit=limit,
-    )  # fmt: skip
-    request = fitted(request, list(sources.values()), progress)
-    limits = [limit for limit in (s.token_limit() for s in sources.values()) if limit is not None]
-    seqlen = eval_seqlen or min([2048, *limits])
-    measures = {}
-    for name, source in sources.items():
-        measures[name] = measure_source(
-            source,
-            request,
-            device=place,
-            dtype=kind,
-            limit=limit,
-            seqlen=seqlen,
-            stride=stride,
-            speed=speed,
-            seed=seed,
-            progress=_named(progress, name) if len(sources) > 1 else progress,
-        )
-        if accuracy:
-            scores = measure_accuracy(
-                source, accuracy, device=place, dtype=kind, limit=limit, image_size=image_size,
-                skip_bad=skip_bad, progress=progress,
-            )  # fmt: skip
-            measures[name] = replace(measures[name], accuracy=scores)
-    base = None if against is None else str(against)
+    with ExitStack() as stack:
+        paths, base = _places(models, against, tokenizer, stack)
+        place, kind = resolve_device(device), resolve_dtype(dtype)
+        sources = {
+            name: open_source(
+                path, revision=revision, token=token, trust_remote_code=trust_remote_code
+            )
+            for name, path in paths.items()
+        }
+        for source in sources.values():
+            if ppl or tasks:
+                check_model(source, eval_seqlen, bool(ppl))
+            if accuracy:
+                check_accuracy(source, accuracy, image_size)
+            if wer:
+                check_speech_model(source)
+        long = read_settings(
+            split_tasks(tasks)[0], seed, lengths=context_lengths, depths=depths,
+            documents=documents, hops=hops, per_cell=per_cell, choices=choices, haystack=haystack,
+            qa=None if qa is None else str(qa), attention=attention, png=png,
+        )  # fmt: skip
+        check_files(png=png)
+        request = check_request(
+            ppl=ppl, tasks=tasks, task_dirs=task_dirs, long=long, registry=registry, wer=wer,
+            resample=resample, limit=limit,
+        )  # fmt: skip
+        request = fitted(request, list(sources.values()), progress)
+        limits = [
+            limit for limit in (s.token_limit() for s in sources.values()) if limit is not None
+        ]
+        seqlen = eval_seqlen or min([2048, *limits])
+        measures = {}
+        for name, source in sources.items():
+            measures[name] = measure_source(
+                source,
+                request,
+                device=place,
+                dtype=kind,
+                limit=limit,
+                seqlen=seqlen,
+                stride=stride,
+                speed=speed,
+                seed=seed,
+                progress=_named(progress, name) if len(sources) > 1 else progress,
+            )
+            if accuracy:
+                scores = measure_accuracy(
+                    source, accuracy, device=place, dtype=kind, limit=limit, image_size=image_size,
+                    skip_bad=skip_bad, progress=progress,
+                )  # fmt: skip
+                measures[name] = replace(measures[name], accuracy=scores)
     rows = changing.DEFAULT if changed is None else changed
     found = Evaluation(measures, base, tuple(_notes(measures, base)), rows)
     if png is not None:
         found.draw(png)
     return found
+
+
+def _places(
+    models: Model | Sequence[Model],
+    against: Model | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    stack: ExitStack,
+) -> tuple[dict[str, str | Path], str | None]:
+    """Name -> path of all models, and the name of the one to compare with."""
+    given = [models] if isinstance(models, Model) else list(models)
+    paths: dict[str, str | Path] = {}
+    name = None
+    for model in [*given, *([against] if against is not None else [])]:
+        known = isinstance(model, (str, Path))
+        name = str(model) if known else type(model).__name__
+        if not known and name in paths:
+            name = f"{name} {sum(other.startswith(name) for other in paths) + 1}"
+        if name not in paths:
+            paths[name] = placed(model, tokenizer, stack)
+    return paths, name if against is not None else None
 
 
 def _split(names: str | Sequence[str]) -> list[str]:

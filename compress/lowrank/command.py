@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from compress.checkpoints.plan import Plan
 from compress.checkpoints.save import load
@@ -24,9 +24,30 @@ from compress.progress import Progress, silent
 from compress.reports.clock import Clock
 from compress.reports.headers import header_line
 from compress.reports.receipt import Receipt
+from compress.training.result import TrainResult
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@overload
+def lowrank_svd(
+    model: str | Path | PreTrainedModel,
+    output: str | Path | None = None,
+    *,
+    from_scratch: Literal[False] = False,
+    **options: Any,
+) -> LowRankResult: ...
+
+
+@overload
+def lowrank_svd(
+    model: str | Path | None = None,
+    output: str | Path | None = None,
+    *,
+    from_scratch: Literal[True],
+    **options: Any,
+) -> TrainResult: ...
 
 
 def lowrank_svd(
@@ -47,7 +68,7 @@ def lowrank_svd(
     progress: Progress = silent,
     say: Say = lambda text: None,
     **options: Any,
-) -> Any:
+) -> LowRankResult | TrainResult:
     """Make layers of a model products of two thin ones; or train such a model from the start.
 
     Args:

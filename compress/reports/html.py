@@ -15,6 +15,7 @@ from compress.reports.tables import cost_line, receipt_rows
 
 if TYPE_CHECKING:
     from compress.reports.compare import Report
+    from compress.reports.receipt import Receipt
 
 Shares = dict[str, list[float]]
 
@@ -22,20 +23,27 @@ Shares = dict[str, list[float]]
 def report_page(shown: Report) -> str:
     """All runs of a report: their comparison or, of one, before and after; then what is drawn."""
     only = shown.runs[0].receipt if len(shown.runs) == 1 else None
-    if only is not None:
-        title = f"{only.command} of {only.model.source}" if only.model else only.command
-        heads = ["", "before", "after", "change", ""]
-        rows = [[page.cell(text) for text in row] for row in receipt_rows(only)]
-        remarks = [*([cost_line(only.cost)] if only.cost else []), *only.notes]
-    else:
-        title = f"{len(shown.runs)} runs"
-        heads, texts, _ = shown.cells()
-        rows = [[page.cell(text.strip()) for text in row] for row in texts]
-        remarks = shown.remarks()
-    # One receipt's rows are measures of different kinds: sorting them means nothing.
-    table = page.html_table([head.strip() for head in heads], rows, sorts=only is None)
-    parts = [table, page.paragraphs(remarks), *_planes(shown), *_compared(shown), *_shares(shown)]
-    return page.html_page(title, parts)
+    title, parts = runs_parts(shown) if only is None else receipt_parts(only)
+    return page.html_page(title, [*parts, *_planes(shown), *_compared(shown), *_shares(shown)])
+
+
+def receipt_parts(receipt: Receipt) -> tuple[str, list[str]]:
+    """One receipt's title, and in HTML its table of before and after, its cost and its notes."""
+    source = receipt.model.source if receipt.model else None
+    rows = [[page.cell(text) for text in row] for row in receipt_rows(receipt)]
+    # The rows are measures of different kinds: sorting them means nothing.
+    table = page.html_table(["", "before", "after", "change", ""], rows, sorts=False)
+    remarks = [*([cost_line(receipt.cost)] if receipt.cost else []), *receipt.notes]
+    title = f"{receipt.command} of {source}" if source else receipt.command
+    return title, [table, page.paragraphs(remarks)]
+
+
+def runs_parts(shown: Report) -> tuple[str, list[str]]:
+    """A title, and in HTML the table of runs and what holds for all of them."""
+    heads, texts, _ = shown.cells()
+    rows = [[page.cell(text.strip()) for text in row] for row in texts]
+    table = page.html_table([head.strip() for head in heads], rows)
+    return f"{len(shown.runs)} runs", [table, page.paragraphs(shown.remarks())]
 
 
 def _planes(shown: Report) -> Iterator[str]:

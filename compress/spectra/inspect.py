@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv as csv_module
 import io
 import os
@@ -13,15 +14,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from compress.checkpoints.anatomy import Anatomy, Matrix, read_anatomy
 from compress.checkpoints.loader import skeleton
 from compress.checkpoints.placement import resolve_device
+from compress.checkpoints.save import placed
 from compress.checkpoints.source import Source, open_source
 from compress.errors import RequestError, RunError, near_names
 from compress.numerics.ranks import Team, joined
 from compress.progress import Progress, silent
 from compress.reports.charts import spectrum
+from compress.reports.notebook import Shown
 from compress.spectra.cache import SpectraCache
 from compress.spectra.decompose import Wanted
 from compress.spectra.farms import FarmsSettings
@@ -83,7 +87,7 @@ class Spectrum:
 
 
 @dataclass(frozen=True)
-class Inspection:
+class Inspection(Shown):
     """What `inspect` found."""
 
     model: dict[str, Any]
@@ -138,8 +142,9 @@ class Inspection:
 
 
 def inspect(
-    model: str | Path,
+    model: str | Path | PreTrainedModel,
     *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     module: str | None = None,
     exact: bool = False,
     farms: FarmsSettings | str | None = None,
@@ -161,7 +166,8 @@ def inspect(
     """Measure spectra, anatomy and size of a checkpoint.
 
     Args:
-        model: a local directory or a Hub id; needs no tokenizer.
+        model: a local directory, a Hub id, or a model in memory; needs no tokenizer.
+        tokenizer: of a model in memory, never read.
         module: one matrix, whose spectrum is kept; None is all of every block.
         exact: decompose in float64 by singular values.
         farms: also measure FARMS' exponent, in these windows; "m,Q,ops" or settings.
@@ -192,34 +198,47 @@ def inspect(
     if plot is not None and plot not in METRICS:
         raise RequestError(f"`--plot {plot}` isn't a metric", near_names(plot, METRICS))
     names = _names(engine, windows, randomize, mp_fit, plot)
-    source = open_source(model, revision=revision, token=token, trust_remote_code=trust_remote_code)
-    empty = skeleton(source)
-    anatomy = read_anatomy(empty)
-    matrices: Sequence[Matrix] = anatomy.matrices if module is None else [anatomy.matrix(module)]
-    store = SpectraCache() if cache and engine == "compress" else None
-    kept: tuple[Spectrum, ...] = ()
-    with joined(device, remedy="run it again") as team:
-        device = team.device(resolve_device(device))
-        progress = progress if team.first else silent
-        if module is None or engine != "compress":
-            rows = measure_spectra(
-                source, anatomy, metrics=names, matrices=matrices, device=device, exact=exact,
-                farms=windows, seed=seed, cache=store, engine=engine, progress=progress, team=team,
-            )  # fmt: skip
-            _count_together(store, team)
-        else:
-            wanted = Wanted(names, exact, windows or FarmsSettings(), seed)
-            spectra = list(
-                read_spectra(
-                    source, anatomy, matrices, wanted, device=device, cache=store, progress=progress
+    with contextlib.ExitStack() as stack:
+        path = placed(model, tokenizer, stack)
+        source = open_source(
+            path, revision=revision, token=token, trust_remote_code=trust_remote_code
+        )
+        empty = skeleton(source)
+        anatomy = read_anatomy(empty)
+        matrices: Sequence[Matrix] = (
+            anatomy.matrices if module is None else [anatomy.matrix(module)]
+        )
+        store = SpectraCache() if cache and engine == "compress" else None
+        kept: tuple[Spectrum, ...] = ()
+        with joined(device, remedy="run it again") as team:
+            device = team.device(resolve_device(device))
+            progress = progress if team.first else silent
+            if module is None or engine != "compress":
+                rows = measure_spectra(
+                    source, anatomy, metrics=names, matrices=matrices, device=device, exact=exact,
+                    farms=windows, seed=seed, cache=store, engine=engine, progress=progress,
+                    team=team,
+                )  # fmt: skip
+                _count_together(store, team)
+            else:
+                wanted = Wanted(names, exact, windows or FarmsSettings(), seed)
+                spectra = list(
+                    read_spectra(
+                        source,
+                        anatomy,
+                        matrices,
+                        wanted,
+                        device=device,
+                        cache=store,
+                        progress=progress,
+                    )
                 )
-            )
-            rows, kept = rows_of(spectra, names), tuple(_full(spectra[0]))
-    facts = _facts(source, type(empty).__name__, anatomy)
-    measured_farms = (windows or FarmsSettings()) if "farms" in names else None
-    seen = Inspection(
-        facts, _anatomy_facts(anatomy), tuple(rows), kept, plot, engine, store, measured_farms
-    )
+                rows, kept = rows_of(spectra, names), tuple(_full(spectra[0]))
+        facts = _facts(source, type(empty).__name__, anatomy)
+        measured_farms = (windows or FarmsSettings()) if "farms" in names else None
+        seen = Inspection(
+            facts, _anatomy_facts(anatomy), tuple(rows), kept, plot, engine, store, measured_farms
+        )
     if not team.first:
         return seen
     if csv is not None:
