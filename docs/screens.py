@@ -83,7 +83,14 @@ SCREENS = {
     "eval": Screen(
         (
             MAGNITUDE,
-            "compress eval pruned --against calib_data/tiny-llama --ppl demo --limit 32",
+            "compress eval pruned --against calib_data/tiny-llama --ppl demo --limit 32 "
+            "--tasks tiny_commonsense,tiny_arithmetic,tiny_entailment",
+        )
+    ),
+    "distances": Screen(
+        (
+            MAGNITUDE,
+            "compress eval pruned --against calib_data/tiny-llama --distances --seqlen 128",
         )
     ),
     "train-spam": Screen(

@@ -12,6 +12,8 @@ from compress.cli.session import session
 
 LONG = "Long context (tasks needle, multidoc, longreason)"
 
+LAYERS = "Layer by layer (with --against)"
+
 
 @click.command("eval", cls=opt.Command)
 @click.argument("models", nargs=-1, required=True, metavar="MODEL…")
@@ -30,6 +32,32 @@ LONG = "Long context (tasks needle, multidoc, longreason)"
 )
 @opt.EVALUATION
 @opt.options(
+    option(
+        "--distances",
+        is_flag=True,
+        heading=LAYERS,
+        help="how far each block's weights and outputs are from those of that model",
+    ),
+    option(
+        "--data",
+        metavar="DATA,…",
+        heading=LAYERS,
+        help="text to run both on  [default: demo, the shipped corpus]",
+    ),
+    option(
+        "--samples",
+        type=click.IntRange(min=1),
+        metavar="N",
+        heading=LAYERS,
+        help="windows of it  [default: 16]",
+    ),
+    option(
+        "--seqlen",
+        type=click.IntRange(min=2),
+        metavar="L",
+        heading=LAYERS,
+        help="tokens in a window  [default: 512 or the models' limit]",
+    ),
     option(
         "--accuracy",
         multiple=True,
@@ -137,6 +165,8 @@ def command(models: tuple[str, ...], as_json: bool, quiet: bool, **given: Any) -
 
     The tasks needle, multidoc and longreason ask for what stands in a long prompt, and stand
     beside lm-eval's: --tasks needle,arc_easy. They cost a forward pass over each prompt.
+
+    Example: compress eval ./llama-1b-s60 --against ./llama-1b --distances
     """
     with session(as_json, quiet) as out:
         from compress.evaluation.evaluate import evaluate

@@ -41,15 +41,15 @@ def changes(before: Measures, after: Measures) -> Changes:
         and twin.items.keys() == score.items.keys()
     }
     images = {
-        spec: _items(twin.items, value.items, twin.shown, value.shown)
+        spec: _items(old.items, value.items, old.shown, value.shown)
         for spec, value in after.accuracy.items()
-        if (twin := before.accuracy.get(spec)) and twin.items.keys() == value.items.keys()
+        if (old := before.accuracy.get(spec)) and old.items.keys() == value.items.keys()
     }
     speech = {
-        spec: _utterances(twin, rate)
+        spec: _utterances(said, rate)
         for spec, rate in after.wer.items()
-        if (twin := before.wer.get(spec))
-        and (twin.digest, twin.counts) == (rate.digest, rate.counts)
+        if (said := before.wer.get(spec))
+        and (said.digest, said.counts) == (rate.digest, rate.counts)
     }
     found = {"perplexity": texts, "tasks": tasks, "accuracy": images, WORDS: speech}
     return {kind: entries for kind, entries in found.items() if entries}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from compress.errors import RequestError
 from compress.evaluation import changed as changing
 from compress.evaluation.accuracy import check_accuracy, measure_accuracy
 from compress.evaluation.depth import check_files
+from compress.evaluation.distances import Distances
+from compress.evaluation.layers import LayerDistances, check_options
 from compress.evaluation.long_context.settings import read_settings, split_tasks
 from compress.evaluation.measures import (
     Measures,
@@ -40,12 +42,14 @@ class Evaluation(Shown):
         against: name of the model that the others are compared with, or None.
         notes: plain sentences for the reader, such as texts that can't be compared and why.
         changed: rows of each table of changed examples; 0 leaves them out, of the JSON too.
+        distances: model -> its layers' distances from those of `against`, where asked for.
     """
 
     measures: dict[str, Measures]
     against: str | None = None
     notes: tuple[str, ...] = ()
     changed: int = changing.DEFAULT
+    distances: Mapping[str, Distances] = field(default_factory=dict)
 
     def comparisons(self) -> dict[str, dict[str, Any]]:
         """Each model's comparison with `against`."""
@@ -53,12 +57,16 @@ class Evaluation(Shown):
             return {}
         base = self.measures[self.against]
         others = {name: m for name, m in self.measures.items() if name != self.against}
-        return {name: self._comparison(base, other) for name, other in others.items()}
+        return {name: self._comparison(name, base, other) for name, other in others.items()}
 
-    def _comparison(self, base: Measures, other: Measures) -> dict[str, Any]:
+    def _comparison(self, name: str, base: Measures, other: Measures) -> dict[str, Any]:
         found: dict[str, Any] = dict(compare(base, other))
         moved = changing.changes(base, other) if self.changed else {}
-        return {**found, "changed": moved} if moved else found
+        if moved:
+            found["changed"] = moved
+        if name in self.distances:
+            found["distances"] = self.distances[name].as_dict()
+        return found
 
     def as_dict(self) -> dict[str, Any]:
         """CONTRACT's `eval --json`.
@@ -103,6 +111,10 @@ def evaluate(
     against: Model | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     changed: int | None = None,
+    distances: bool = False,
+    data: str | None = None,
+    samples: int | None = None,
+    seqlen: int | None = None,
     ppl: str | Sequence[str] = (),
     tasks: str | Sequence[str] = (),
     task_dirs: Sequence[str | Path] = (),
@@ -141,6 +153,9 @@ def evaluate(
         against: the model to compare with; measured on the same examples.
         tokenizer: of the models in memory.
         changed: rows of each table of examples that changed; default 5, 0 leaves them out.
+        distances: how far each block's weights and outputs are from those of `against`.
+        data, samples, seqlen: the text for it, windows and tokens in each; default the shipped
+            corpus, 16 windows of 512 tokens or the models' limit.
         ppl, tasks, task_dirs, limit, stride, speed: see measure.
         eval_seqlen: window of the perplexity; default the smaller of 2048 and the models' limits.
         accuracy: data specs of labelled images, for image classifiers.
@@ -168,16 +183,12 @@ def evaluate(
     """
     tasks = _split(tasks)
     accuracy = [accuracy] if isinstance(accuracy, str) else list(accuracy)
-    if not (ppl or tasks or speed or accuracy or wer):
+    if not (ppl or tasks or speed or accuracy or wer or distances):
         raise RequestError(
             "nothing to measure",
-            hint="give one or more of --ppl, --tasks, --accuracy, --wer and --speed",
+            hint="give one or more of --ppl, --tasks, --accuracy, --wer, --speed and --distances",
         )
-    if changed is not None and (against is None or changed < 0):
-        raise RequestError(
-            f"`--changed {changed}` counts examples that differ from those of another model",
-            "give that model by --against, and a number from 0",
-        )
+    check_options(against, changed, distances, {"data": data, "samples": samples, "seqlen": seqlen})
     with ExitStack() as stack:
         paths, base = _places(models, against, tokenizer, stack)
         place, kind = resolve_device(device), resolve_dtype(dtype)
@@ -200,6 +211,13 @@ def evaluate(
             qa=None if qa is None else str(qa), attention=attention, png=png,
         )  # fmt: skip
         check_files(png=png)
+        layers = None
+        if distances and base is not None:
+            others = {name: source for name, source in sources.items() if name != base}
+            layers = LayerDistances(
+                sources[base], others, data=data, samples=samples, seqlen=seqlen,
+                registry=registry, seed=seed, dtype=kind, device=place,
+            )  # fmt: skip
         request = check_request(
             ppl=ppl, tasks=tasks, task_dirs=task_dirs, long=long, registry=registry, wer=wer,
             resample=resample, limit=limit,
@@ -208,7 +226,7 @@ def evaluate(
         limits = [
             limit for limit in (s.token_limit() for s in sources.values()) if limit is not None
         ]
-        seqlen = eval_seqlen or min([2048, *limits])
+        window = eval_seqlen or min([2048, *limits])
         measures = {}
         for name, source in sources.items():
             measures[name] = measure_source(
@@ -217,7 +235,7 @@ def evaluate(
                 device=place,
                 dtype=kind,
                 limit=limit,
-                seqlen=seqlen,
+                seqlen=window,
                 stride=stride,
                 speed=speed,
                 seed=seed,
@@ -229,8 +247,13 @@ def evaluate(
                     skip_bad=skip_bad, progress=progress,
                 )  # fmt: skip
                 measures[name] = replace(measures[name], accuracy=scores)
+        notes = _notes(measures, base)
+        apart: Mapping[str, Distances] = {}
+        if layers is not None:
+            notes += layers.notes
+            apart = layers.measure(progress)
     rows = changing.DEFAULT if changed is None else changed
-    found = Evaluation(measures, base, tuple(_notes(measures, base)), rows)
+    found = Evaluation(measures, base, tuple(notes), rows, apart)
     if png is not None:
         found.draw(png)
     return found

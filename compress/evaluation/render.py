@@ -7,6 +7,7 @@ from typing import Any
 
 from compress.evaluation.changed import DEFAULT
 from compress.evaluation.changed_page import changed_blocks
+from compress.evaluation.distances_page import distances_block
 from compress.evaluation.long_context.page import long_block
 from compress.reports.formats import MINUS, bytes_text, quality, short_names, signed, table
 
@@ -49,6 +50,11 @@ def evaluation_table(result: Mapping[str, Any], changed: int = DEFAULT) -> str:
     if any("speed" in model for model in models):
         blocks.append(_speed(models, names))
     blocks += changed_blocks(result, names, changed)
+    blocks += [
+        distances_block(model["comparison"]["distances"], names[model["source"]], names[against])
+        for model in models
+        if against is not None and "distances" in model.get("comparison", {})
+    ]
     notes = "\n".join(result.get("notes", ()))
     return "\n\n".join([*blocks, *([notes] if notes else [])])
 
