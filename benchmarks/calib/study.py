@@ -161,7 +161,7 @@ def main() -> None:
         raise SystemExit(f"{error.message}\n{error.hint or ''}") from error
     target = HERE.joinpath(*parts)
     target.mkdir(parents=True, exist_ok=True)
-    for file in KEPT:
+    for file in ("cells.csv",) if options.cot else KEPT:
         if (work / "study" / file).exists():
             shutil.copyfile(work / "study" / file, target / file)
     (target / "report.txt").write_text(result.render() + "\n", encoding="utf-8")
