@@ -1,6 +1,6 @@
 """SPAM beside Adam in fine-tuning: GSM8K after the grid's pre-training.
 
-    python benchmarks/training/fine_tune.py --place DIR
+    python benchmarks/training/fine_tune.py --place DIR [--only spam]
 
 DIR is the grid's. Each run goes on from the checkpoint of `clean/adam+clip` of its seed: 100 steps
 of 8 samples, scored by the loss on answers of the test set. An optimizer's learning rate is the
@@ -43,7 +43,7 @@ def perform(place: Path, optimizer: str, seed: int, lr: float) -> dict[str, Any]
     torch.set_num_threads(1)
     text = place / "text"
     result = compress.train_spam(
-        str(base(place, seed)), place / "runs" / "fine-tune-optimizers",
+        str(base(place, seed)), place / "runs" / f"fine-tune-by-{optimizer}",
         data=[str(text / "gsm8k.jsonl")], sft="question:answer",
         valid=[str(text / "gsm8k.held.jsonl")], steps=STEPS, batch_size=8, seqlen=256, lr=lr,
         spikes=False, seed=seed, device="cpu", eval_every=STEPS, save_every=STEPS, overwrite=True,
@@ -67,7 +67,9 @@ def read() -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--place", type=Path, required=True, help="of the grid")
-    place = parser.parse_args().place
+    parser.add_argument("--only", choices=OPTIMIZERS, help="one optimizer")
+    options = parser.parse_args()
+    place = options.place
 
     def need(optimizer: str, seed: int, lr: float) -> None:
         if any((x["optimizer"], x["seed"], x["lr"]) == (optimizer, seed, lr) for x in read()):
@@ -77,7 +79,7 @@ def main() -> None:
             print(json.dumps(line), file=file)
         print(line, flush=True)
 
-    for optimizer in OPTIMIZERS:
+    for optimizer in [options.only] if options.only else OPTIMIZERS:
         for lr in RATES:
             need(optimizer, SWEEP_SEED, lr)
         tried = {x["lr"]: x["answer_loss"] for x in read()

@@ -6,7 +6,19 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping
 
-from claim_figures import BySeed, Claim, Files, Part, Section, less, mean, more, number, times
+from claim_figures import (
+    PENDING,
+    BySeed,
+    Claim,
+    Files,
+    Part,
+    Section,
+    less,
+    mean,
+    more,
+    number,
+    times,
+)
 
 from compress.numerics.trials import paired_interval, rank_sets
 
@@ -202,16 +214,17 @@ def calibration(files: Files) -> Section:
             plain = _pooled(found, lambda n, c=corpora: n in c)  # type: ignore[misc]
             shots = _pooled(found, lambda n, c=corpora: n in {f"{x}@icl" for x in c})  # type: ignore[misc]
             context.append(less(f"{model}, {category}: icl against raw", shots, plain))
+    reasoned = {model: _trials(files, f"{model}/cot") for model in STUDIES}
+    reasoned = {model: found for model, found in reasoned.items() if found}
     thought = [
         less(f"{model}, {corpus}: with reasoning against without",
              _pooled(found, lambda n, c=corpus: n == f"{c}@icl-cot"),  # type: ignore[misc]
              _pooled(found, lambda n, c=corpus: n == f"{c}@icl"))  # type: ignore[misc]
-        for model in ("tiny-llama", "small")
-        for found in (_trials(files, f"{model}/cot"),)
+        for model, found in reasoned.items()
         for corpus in ("gsm8k", "esnli")
     ]  # fmt: skip
     helped = [p.holds for p in thought]
-    some = None if None in helped else any(helped) and not all(helped)
+    some = None if not helped or None in helped else any(helped) and not all(helped)
     how = "`compress run calibration-study`; here `python benchmarks/calib/study.py MODEL`"
     way = "Wanda and SparseGPT at 50 and 60 %, 8 × 256 tokens"
     scale = f"{SMALL}; {way}"
@@ -235,10 +248,10 @@ def calibration(files: Files) -> Section:
         Claim("K5", "In-context examples (ICL) help all categories of data", how, scale, context,
               "raw text of the same corpora: 0"),
         Claim("K6", "Chain of thought helps only some", how.removesuffix("`") + " --cot`",
-              f"Llamas of 1.1 and 3.9 M; {way}",
-              [Part("; ".join(p.text for p in thought), some)],
+              f"{' and '.join(reasoned) or 'the same models'}; {way}",
+              [Part("; ".join(p.text for p in thought) or PENDING, some)],
               "examples without reasoning: 0",
-              remark="Seen means that it helps on some of the four and not on all."),
+              remark="Seen means that it helps on some of these and not on all."),
     ))  # fmt: skip
 
 
