@@ -57,7 +57,7 @@ def _table(
 ) -> str:
     if not rows:
         return ""
-    base, own = head(base, _ANSWER), head(own, _ANSWER)
+    base, own = tail(base, _ANSWER), tail(own, _ANSWER)  # versions differ at the end
     if "lost" in entry:
         return _answers(kind, rows, base, own)
     decimals = 0 if kind == WORDS else 3

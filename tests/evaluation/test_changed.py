@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as functional
 
 from compress.checkpoints.source import open_source
 from compress.errors import RequestError
+from compress.evaluation.accuracy import Accuracy
 from compress.evaluation.changed import changes
 from compress.evaluation.error_rates import error_rate
 from compress.evaluation.evaluate import Evaluation, evaluate
@@ -236,3 +238,31 @@ def test_graded_items_rise_and_fall():
 def test_other_items_are_absent():
     one, other = TaskScore(1.0, None, 1, {"a": 1.0}), TaskScore(1.0, None, 1, {"b": 1.0})
     assert changes(Measures(tasks={"t": one}), Measures(tasks={"t": other})) == {}
+
+
+def test_tables_of_images_and_utterances_fit_the_screen():
+    def measured(right, heard):
+        places = [
+            f"/a/long/directory/of/photographs/class_{i}/picture_number_{i}.png" for i in (1, 2)
+        ]
+        shown = {
+            p: {"target": "cat", "answer": "cat" if r else "dog"} for p, r in zip(places, right)
+        }
+        images = Accuracy(
+            top1=0.5, top5=1.0, stderr=0.3, n=2, items=dict(zip(places, right)), shown=shown
+        )
+        said = ["the red boat sailed over the sea and came home again late in the evening"]
+        rate = error_rate(said, [heard], "wer")
+        texts = [{"item": "/a/b/record.wav", "target": said[0], "answer": heard}]
+        return Measures(accuracy={"photos": images}, wer={"talk": replace(rate, shown=texts)})
+
+    before = measured([1.0, 0.0], "the red boat sailed over the sea and came home again late in it")
+    after = measured([0.0, 1.0], "the bed goat failed over the sea and came home again late in it")
+    text = Evaluation({"old": before, "new": after}, "old").render()
+    assert max(map(len, text.splitlines())) <= 80
+    assert "1 right → wrong, 1 wrong → right of 2" in text
+    lost = next(line for line in text.splitlines() if "lost" in line)
+    assert lost.split()[-3:] == ["cat", "cat", "dog"]
+    assert "errors rose in 1, fell in 0 of 1 items" in text
+    assert "record.wav" in text
+    assert "the bed goat" in text
