@@ -64,6 +64,8 @@ def columns(runs: Sequence[Run]) -> list[Column]:
     heard = list(dict.fromkeys(spec for run in runs for spec in _rates(run)))
     named = fmt.short_names(heard)
     found += [_rate_column(s, "wer" if len(heard) == 1 else f"wer {named[s]}") for s in heard]
+    if any(_top1(run) for run in runs):
+        found.append(_top1_column())
     found += _training_columns(runs)
     horizons = sorted({h for run in runs for h in _skill(run)}, key=int)
     found += [_skill_column(h) for h in horizons]
@@ -163,6 +165,32 @@ def _rate_column(spec: str, title: str) -> Column:
         return unpaired(a["value"], a.get("stderr"), b["value"], b.get("stderr"))
 
     return Column(title, value, show, test)
+
+
+def _top1(run: Run) -> tuple[str, Mapping[str, Any]] | None:
+    """An image classifier's data set and its accuracy there, without prompt."""
+    known = run.after.extra.get("accuracy") or {}
+    return next(((n, v) for n, v in known.items() if not n.endswith(" with prompt")), None)
+
+
+def _top1_column() -> Column:
+    """Accuracy of images, each run on its own data set; the same set alone is compared."""
+
+    def value(run: Run) -> float | None:
+        found = _top1(run)
+        return None if found is None else found[1].get("top1")
+
+    def show(run: Run) -> str:
+        found = _top1(run)
+        return "" if found is None else f"{found[1]['top1']:.3f} ± {found[1]['stderr']:.3f}"
+
+    def test(first: Run, second: Run) -> Test | None:
+        a, b = _top1(first), _top1(second)
+        if a is None or b is None or a[0] != b[0]:
+            return None
+        return unpaired(a[1]["top1"], a[1].get("stderr"), b[1]["top1"], b[1].get("stderr"))
+
+    return Column("top-1", value, show, test, smaller=False, text="{:.3f}".format)
 
 
 def _perplexity_column(spec: str, title: str) -> Column:

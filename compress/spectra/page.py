@@ -71,7 +71,8 @@ def _lines_svg(grid: Grid) -> str:
     mean = "mean of the block"
     series = {**dict(zip(grid.roles, grid.values, strict=True)), mean: grid.means()}
     blocks = [short_block(block) for block in grid.blocks]
-    return drawing.lines(blocks, series, _short, thick=mean, label="lines by matrix type")
+    write = "{:.3g}".format  # an axis may end at 0, which `_short` takes for undefined
+    return drawing.lines(blocks, series, write, thick=mean, label="lines by matrix type")
 
 
 def _spectrum_svg(one: Spectrum) -> str:

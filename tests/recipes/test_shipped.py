@@ -20,7 +20,7 @@ def test_there_is_one_for_each_result():
                "cd-moe-deepseek-16b", "cd-moe-qwen1.5", "svd-llm-ratios", "lr-sms", "spam-60m-1b",
                "stable-spam-4bit", "meap-pretrain", "meap-finetune", "mix-ln-71m-1b", "lns-130m-1b",
                "prune-recover-evaluate", "condense-then-prune", "mix-ln-then-prune",
-               "low-rank-then-2-4")  # fmt: skip
+               "low-rank-then-2-4", "pass-six-datasets")  # fmt: skip
     assert set(results) <= set(NAMES)
 
 
