@@ -164,7 +164,10 @@ def _ahead(files: Files, other: str, shares: tuple[float, ...], stage: str = "tu
 
 def channels(files: Files) -> Section:
     """The rows of PASS, random and L1 with batch-norm re-estimation beside."""
-    how = "`python benchmarks/channels/compare.py --data DIR --work WORK`"
+    how = (
+        "`compress run pass-six-datasets`; "
+        "here `python benchmarks/channels/compare.py --data DIR --work WORK`"
+    )
     scale = "ResNet of 0.17 M, 5,000 images of CIFAR-10 at 16 × 16"
     plain = [part for other in ("random", "l1") for part in _ahead(files, other, SHARES)]
     repaired = _texts(_ahead(files, "l1", SHARES, "repaired"))
