@@ -93,6 +93,19 @@ SCREENS = {
             "compress eval pruned --against calib_data/tiny-llama --distances --seqlen 128",
         )
     ),
+    "pass-prune": Screen(
+        (
+            "compress pass-prune calib_data/tiny-resnet -o OUT --data calib_data/shapes --keep 0.5 "
+            "--mask-epochs 3 --mask-lr 1e-2 --finetune-epochs 2 --lr 0.02 --augment flip "
+            "--baselines random,l1,taylor --round-to 1",
+        )
+    ),
+    "train-side": Screen(
+        (
+            "compress train-side --simulate made",
+            "compress train-side --series made/simulated_series.csv --dry-run",
+        )
+    ),
     "train-spam": Screen(
         (
             "compress train-spam calib_data/tiny-llama -o OUT --data demo --steps 30 "
