@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from compress.checkpoints.save import on_disk
 from compress.checkpoints.source import open_source
 from compress.checkpoints.workspace import Workspace, check_output
 from compress.errors import RequestError
@@ -32,7 +34,9 @@ from compress.training.settings import TrainSettings
 
 
 def train_spam(
-    model: str | Path | None = None, output: str | Path | None = None, **options: Any
+    model: str | Path | PreTrainedModel | None = None,
+    output: str | Path | None = None,
+    **options: Any,
 ) -> TrainResult:
     """Train with SPAM, an Adam that survives gradient spikes, or with any other optimizer.
 
@@ -41,9 +45,11 @@ def train_spam(
     norm 1.0, the stronger protection (`max_grad_norm=0` turns it off).
 
     Args:
-        model: a checkpoint to go on from, a config to start at random, or None with `preset`.
+        model: a checkpoint or a model in memory to go on from (it stays as it is), a config to
+            start at random, or None with `preset`.
         output: the directory to make.
-        options: fields of TrainSettings, and `resume`, `overwrite`, `revision`, `token`,
+        options: fields of TrainSettings, and `resume`, `overwrite`, `tokenizer` (of a model in
+            memory), `revision`, `token`,
             `trust_remote_code`, `progress`, `say`.
 
     Returns:
@@ -59,7 +65,9 @@ def train_spam(
 
 
 def train_meap(
-    model: str | Path | None = None, output: str | Path | None = None, **options: Any
+    model: str | Path | PreTrainedModel | None = None,
+    output: str | Path | None = None,
+    **options: Any,
 ) -> TrainResult:
     """Train to predict the next token with a share of the input masked, or fine-tune so (`sft`).
 
@@ -77,7 +85,9 @@ def train_meap(
 
 
 def train_mixln(
-    model: str | Path | None = None, output: str | Path | None = None, **options: Any
+    model: str | Path | PreTrainedModel | None = None,
+    output: str | Path | None = None,
+    **options: Any,
 ) -> TrainResult:
     """Train with norms placed anew: Mix-LN, LayerNorm Scaling, Post-LN and others.
 
@@ -96,7 +106,7 @@ def train_mixln(
 
 def train(
     door: str,
-    model: str | Path | None,
+    model: str | Path | PreTrainedModel | None,
     output: str | Path | None,
     *,
     resume: bool = False,
@@ -113,12 +123,24 @@ def train(
     Args:
         door: a key of settings.DOORS, whose defaults hold.
     """
+    tokenizer = options.get("tokenizer")
+    if isinstance(tokenizer, PreTrainedTokenizerBase):
+        if not isinstance(model, PreTrainedModel):
+            raise RequestError(
+                "a tokenizer in memory goes with a model in memory",
+                "name the tokenizer by its directory or Hub id",
+            )
+        del options["tokenizer"]  # it lies beside the weights
+    else:
+        tokenizer = None
     settings = TrainSettings.of_door(door, options)
-    return carry_out(
-        prepare, door, model, output, settings, resume=resume, overwrite=overwrite,
-        progress=progress, say=say, revision=revision, token=token,
-        trust_remote_code=trust_remote_code,
-    )  # fmt: skip
+    with contextlib.ExitStack() as stack:
+        path = on_disk(model, tokenizer, stack) if isinstance(model, PreTrainedModel) else model
+        return carry_out(
+            prepare, door, path, output, settings, resume=resume, overwrite=overwrite,
+            progress=progress, say=say, revision=revision, token=token,
+            trust_remote_code=trust_remote_code,
+        )  # fmt: skip
 
 
 def carry_out(
