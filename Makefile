@@ -1,6 +1,7 @@
 # make demo   creates .venv, installs with exact pins, runs `compress demo`
 # make test   the same environment: lint, types, the whole test suite
 # make recipes  every shipped recipe in its quick form
+# make wheel-check  the built wheel, installed alone, runs the demo and a recipe
 # make docs   builds the pages into site/
 # make TORCH_INDEX=URL demo   takes torch from that index instead of the configured one
 
@@ -12,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 TORCH := $(shell grep -E '^torch==' constraints.txt)
 WORKERS ?= 2
 
-.PHONY: demo test recipes lint types docs install clean
+.PHONY: demo test recipes wheel-check lint types docs install clean
 .DEFAULT_GOAL := demo
 
 install: $(VENV)/.installed
@@ -55,6 +56,9 @@ docs: $(VENV)/.installed
 recipes: $(VENV)/.installed
 	@echo "== every shipped recipe in its quick form (about 15 minutes)"
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/recipes/quick.py runs/quick
+
+wheel-check: $(VENV)/.installed
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/recipes/wheel_check.py
 
 clean:
 	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache
