@@ -1,4 +1,4 @@
-"""What `compress --help` and each command's help cost: CPU seconds, the best of 5 fresh processes."""
+"""What each help screen costs: CPU seconds of a process, the best of 5 fresh ones."""
 
 import resource
 import subprocess
