@@ -32,7 +32,7 @@ from compress.numerics.allocation import to_counts
 from compress.progress import Progress, silent
 from compress.reports import formats as fmt
 from compress.reports.compare import Report, report
-from compress.reports.notebook import Shown
+from compress.reports.notebook import Displayable
 from compress.sparsity.command import PruneResult, alpha_prune
 
 MODEL = "tiny-llama"
@@ -50,7 +50,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Demo(Shown):
+class Demo(Displayable):
     """What the demo found.
 
     Attributes:

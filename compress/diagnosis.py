@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from compress import __version__
 from compress.reports import formats as fmt
-from compress.reports.notebook import Shown
+from compress.reports.notebook import Displayable
 from compress.reports.receipt import processor_name
 from compress.reports.records import encode
 
@@ -66,7 +66,7 @@ class Package(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Diagnosis(Shown):
+class Diagnosis(Displayable):
     """What `doctor` found; a probe that failed is {"error": why}.
 
     Attributes:

@@ -13,12 +13,12 @@ from compress.checkpoints.plan import PLAN_FILE, Plan
 from compress.checkpoints.save import placed
 from compress.checkpoints.source import open_source
 from compress.progress import Progress, silent
-from compress.reports.notebook import Shown
+from compress.reports.notebook import Displayable
 from compress.reports.receipt import Receipt
 
 
 @dataclass(frozen=True)
-class Exported(forms.Exported, Shown):
+class Exported(forms.Exported, Displayable):
     """What `export` did; a notebook shows it too."""
 
 

@@ -22,7 +22,7 @@ from compress.evaluation.measures import Measures, Request, check_request, compa
 from compress.progress import Progress
 from compress.reports.clock import Clock
 from compress.reports.headers import model_line
-from compress.reports.notebook import Shown
+from compress.reports.notebook import Displayable
 from compress.reports.receipt import Receipt
 
 
@@ -46,7 +46,7 @@ M = TypeVar("M", bound="Made")
 
 
 @dataclass(frozen=True)
-class Made(Shown):
+class Made(Displayable):
     """What such a command hands back; a room's own class says how it is shown.
 
     Attributes:

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import compress
 import tiny_models
 from compress.data.registry import shipped
-from compress.reports.notebook import Shown, fragment
+from compress.reports.notebook import Displayable, fragment
 from compress.reports.tables import receipt_rows
 
 COMMANDS = [name for name in compress._LAZY if name not in {"load", "save"}]
@@ -60,8 +60,8 @@ def test_every_command_hands_back_what_a_notebook_can_show(name):
     kinds = typing.get_args(found) or (found,)
     for kind in kinds:
         if kind is not type(None) and kind is not typing.Any:
-            assert issubclass(kind, Shown), kind
-            assert kind.render is not Shown.render
+            assert issubclass(kind, Displayable), kind
+            assert kind.render is not Displayable.render
             assert callable(kind.as_dict)
 
 
@@ -103,7 +103,7 @@ def test_runs_side_by_side_are_a_table(tiny, tmp_path):
 
 
 def test_text_is_escaped():
-    class Odd(Shown):
+    class Odd(Displayable):
         def render(self):
             return "<script>alert(1)</script> & more"
 

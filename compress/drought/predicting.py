@@ -25,11 +25,11 @@ from compress.drought.texts import Texts, mask_texts, read_texts, within
 from compress.drought.writing import ENCODER, HASHED, STATISTICS
 from compress.errors import RequestError
 from compress.progress import Progress, silent
-from compress.reports.notebook import Shown
+from compress.reports.notebook import Displayable
 
 
 @dataclass(frozen=True)
-class Forecasts(Shown):
+class Forecasts(Displayable):
     """Estimates of a series.
 
     Attributes:

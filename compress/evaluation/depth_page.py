@@ -20,7 +20,7 @@ from compress.progress import Progress, silent
 from compress.reports import formats as fmt
 from compress.reports.charts import bars, number
 from compress.reports.heatmap import draw_heatmap, heatmap
-from compress.reports.notebook import Shown
+from compress.reports.notebook import Displayable
 from compress.reports.pictures import new_figure, save_figure
 
 SAMPLES = 16
@@ -33,7 +33,7 @@ _LEGEND = (
 
 
 @dataclass(frozen=True)
-class DepthInspection(Shown):
+class DepthInspection(Displayable):
     """What `inspect_depth` found.
 
     Attributes:

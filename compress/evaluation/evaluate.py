@@ -30,11 +30,11 @@ from compress.evaluation.measures import (
 from compress.evaluation.measuring import measure_source
 from compress.evaluation.speech import check_speech_model
 from compress.progress import Progress, silent
-from compress.reports.notebook import Shown
+from compress.reports.notebook import Displayable
 
 
 @dataclass(frozen=True)
-class Evaluation(Shown):
+class Evaluation(Displayable):
     """What `evaluate` found.
 
     Attributes:

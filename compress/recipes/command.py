@@ -27,7 +27,7 @@ from compress.recipes.running import Choices, Run
 from compress.recipes.store import OK, RUN, Record, Store, earlier_runs, is_run
 from compress.recipes.tables import rows_of, table_of
 from compress.reports.headers import header_line
-from compress.reports.notebook import Shown
+from compress.reports.notebook import Displayable
 from compress.reports.receipt import SCHEMA, command_line, masked, versions, write_atomic
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ Say = Any
 
 
 @dataclasses.dataclass(frozen=True)
-class RunResult(Shown):
+class RunResult(Displayable):
     """What `run` did.
 
     Attributes:

@@ -15,7 +15,7 @@ from compress.errors import RequestError, near_names
 from compress.reports import formats as fmt
 from compress.reports.allocation import allocation_text
 from compress.reports.columns import Column, Verdict, columns, verdicts
-from compress.reports.notebook import Shown
+from compress.reports.notebook import Displayable
 from compress.reports.receipt import SCHEMA, read_json, write_atomic
 from compress.reports.records import encode
 from compress.reports.runs import Run, listed_rows, read_runs
@@ -26,7 +26,7 @@ _NOT_SETTINGS = ("ppl", "tasks", "task_dirs", "device", "batch_size", "output", 
 
 
 @dataclass(frozen=True)
-class Report(Shown):
+class Report(Displayable):
     """Runs side by side. The first row is the reference."""
 
     runs: tuple[Run, ...]

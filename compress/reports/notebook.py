@@ -6,7 +6,7 @@ from html import escape
 from typing import Any
 
 
-class Shown:
+class Displayable:
     """A result that a notebook shows as tables, and a terminal by `render()`.
 
     A class that takes it in has `render()`; a `receipt` or `cells()` where it has one.

@@ -25,7 +25,7 @@ from compress.errors import RequestError, RunError, near_names
 from compress.numerics.ranks import Team, joined
 from compress.progress import Progress, silent
 from compress.reports.charts import spectrum
-from compress.reports.notebook import Shown
+from compress.reports.notebook import Displayable
 from compress.spectra.cache import SpectraCache
 from compress.spectra.decompose import Wanted
 from compress.spectra.farms import FarmsSettings
@@ -87,7 +87,7 @@ class Spectrum:
 
 
 @dataclass(frozen=True)
-class Inspection(Shown):
+class Inspection(Displayable):
     """What `inspect` found."""
 
     model: dict[str, Any]

@@ -12,7 +12,7 @@ from compress.checkpoints.workspace import check_output
 from compress.errors import RequestError, check_options
 from compress.progress import Progress, silent
 from compress.reports.clock import Clock
-from compress.reports.notebook import Shown
+from compress.reports.notebook import Displayable
 from compress.reports.receipt import Receipt
 from compress.sparsity.preparing import Say
 from compress.study.calibrating import calibrations
@@ -23,7 +23,7 @@ from compress.study.settings import StudySettings
 
 
 @dataclasses.dataclass(frozen=True)
-class StudyResult(Shown):
+class StudyResult(Displayable):
     """What `calib_study` did.
 
     Attributes:

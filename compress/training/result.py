@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compress.reports.notebook import Shown
+from compress.reports.notebook import Displayable
 from compress.reports.receipt import Receipt
 
 TRAINING = "training"
 
 
 @dataclass(frozen=True)
-class TrainResult(Shown):
+class TrainResult(Displayable):
     """What a run did.
 
     Attributes:
