@@ -9,11 +9,13 @@ are of tiny models; each run takes seconds. The pages include the files: nothing
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -29,10 +31,13 @@ class Screen(NamedTuple):
     Attributes:
         commands: run in turn in one directory; all but the last silently.
         pictures: file there -> name under docs/screens.
+        until: text of a bar; the last command is captured in a terminal (of tmux) in the middle of
+            its run, once half of that bar is full.
     """
 
     commands: tuple[str, ...]
     pictures: Mapping[str, str] = MappingProxyType({})
+    until: str = ""
 
 
 PRUNED = (
@@ -113,6 +118,19 @@ SCREENS = {
         ),
         {"OUT/loss.png": "loss.png"},
     ),
+    "failing": Screen(
+        (
+            "compress train-spam calib_data/tiny-llama -o OUT --data demo --steps 30 "
+            "--seqlen 128 --batch-size 8 --lr 1e18 --optimizer adamw --max-grad-norm 0",
+        )
+    ),
+    "running": Screen(
+        (
+            "compress alpha-prune calib_data/tiny-llama -o OUT --sparsity 0.6 --method sparsegpt "
+            "--calib demo --samples 128 --seqlen 256 --allocation uniform",
+        ),
+        until="prune",
+    ),
     "wrong": Screen(("compress alpha-prune calib_data/tiny-lama -o OUT --sparsty 0.6",)),
 }
 
@@ -122,18 +140,45 @@ def capture(screen: Screen) -> str:
     environment = {**os.environ, "COLUMNS": "80", "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
     with tempfile.TemporaryDirectory() as place:
         (Path(place) / "calib_data").symlink_to(ROOT / "calib_data")
-        for command in screen.commands:
+        for command in screen.commands[: -1 if screen.until else None]:
             argv = [sys.executable, "-m", *shlex.split(command)]
             done = subprocess.run(
                 argv, cwd=place, env=environment, text=True,
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             )  # fmt: skip
+        if screen.until:
+            return midway(screen, Path(place), environment)
         for source, name in screen.pictures.items():
             shutil.copyfile(Path(place) / source, HERE / "screens" / name)
         said = done.stdout.replace(f"{place}/", "").replace(str(ROOT), ".")
     shown = screen.commands[-1]
     code = "" if done.returncode == 0 else f"\n[exit code {done.returncode}]\n"
     return f"$ {shown}\n{said.rstrip()}\n{code}"
+
+
+def midway(screen: Screen, place: Path, environment: Mapping[str, str]) -> str:
+    """Run the last command in a terminal of 80 columns; return it as it stands half-way.
+
+    Raises:
+        RuntimeError: the bar never was half full.
+    """
+    tmux = ["tmux", "-L", f"screens-{os.getpid()}"]
+    argv = [sys.executable, "-m", *shlex.split(screen.commands[-1])]
+    bar = re.compile(rf"{screen.until}.* (\d+)/(\d+)")
+    start = [*tmux, "new-session", "-d", "-x", "80", "-y", "24", shlex.join(argv)]
+    subprocess.run(start, cwd=place, env={**environment, "TERM": "xterm-256color"}, check=True)
+    try:
+        for _ in range(1200):
+            time.sleep(0.05)
+            pane = subprocess.run(
+                [*tmux, "capture-pane", "-p"], capture_output=True, text=True, check=False
+            ).stdout
+            found = bar.search(pane)
+            if found and int(found[1]) * 2 >= int(found[2]) > int(found[1]):
+                return f"$ {screen.commands[-1]}\n{pane.rstrip()}\n"
+        raise RuntimeError(f"no bar {screen.until!r} that is half full in:\n{pane}")
+    finally:
+        subprocess.run([*tmux, "kill-server"], capture_output=True, check=False)
 
 
 def main() -> None:
