@@ -154,3 +154,26 @@ def test_a_model_in_memory_is_exported(tmp_path):
     for name, value in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], value)
     assert str(tmp_path / "out") in checked(done).said
+
+
+def test_a_model_in_memory_is_studied(tiny, tmp_path):
+    _, model, tokenizer = tiny
+    texts = [tmp_path / f"{name}.txt" for name in ("one", "two")]
+    for text, word in zip(texts, ("river", "meadow"), strict=True):
+        text.write_text(f"the {word} rose again and the town was dry. " * 300, encoding="utf-8")
+    options = {
+        "calib": tuple(map(str, texts)), "methods": ("wanda",), "sparsity": (0.5,), "seeds": 2,
+        "samples": 4, "seqlen": 32, "ppl": ("demo",), "limit": 2, "eval_seqlen": 32,
+        "controls": "none", "predictors": False, "bootstrap": 200,
+    }  # fmt: skip
+    done = compress.calib_study(model, tmp_path / "out", tokenizer=tokenizer, **options)
+    cells = done.receipt.as_dict()["cells"]
+    assert {cell["model"] for cell in cells} == {"LlamaForCausalLM"}
+    assert len(cells) == 4
+    checked(done)
+
+
+def test_from_scratch_a_model_in_memory_is_refused(tiny, tmp_path):
+    with pytest.raises(compress.errors.RequestError, match="configuration, not a model in memory"):
+        compress.lowrank_svd(tiny[1], tmp_path / "out", from_scratch=True)
+    assert not (tmp_path / "out").exists()

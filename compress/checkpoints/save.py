@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -135,3 +135,26 @@ def placed(
 ) -> str | Path:
     """Return a model's path or id as it is; one in memory is saved, see `on_disk`."""
     return model if isinstance(model, (str, Path)) else on_disk(model, tokenizer, stack)
+
+
+def named_places(
+    models: Sequence[str | Path | PreTrainedModel],
+    tokenizer: PreTrainedTokenizerBase | None,
+    stack: ExitStack,
+) -> list[tuple[str, str | Path]]:
+    """Return (name, path or id) of each model; one in memory goes by its class.
+
+    Args:
+        models: directories, Hub ids, and models in memory.
+        tokenizer: of the latter.
+        stack: removes what was saved for them when it closes.
+    """
+    found: list[tuple[str, str | Path]] = []
+    for model in models:
+        if isinstance(model, (str, Path)):
+            found.append((str(model), model))
+            continue
+        kind = type(model).__name__
+        same = sum(name == kind or name.startswith(f"{kind} ") for name, _ in found)
+        found.append((f"{kind} {same + 1}" if same else kind, on_disk(model, tokenizer, stack)))
+    return found

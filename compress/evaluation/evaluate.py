@@ -11,7 +11,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from compress.checkpoints.placement import resolve_device, resolve_dtype
-from compress.checkpoints.save import placed
+from compress.checkpoints.save import named_places
 from compress.checkpoints.source import open_source
 from compress.errors import RequestError
 from compress.evaluation import changed as changing
@@ -190,7 +190,10 @@ def evaluate(
         )
     check_options(against, changed, distances, {"data": data, "samples": samples, "seqlen": seqlen})
     with ExitStack() as stack:
-        paths, base = _places(models, against, tokenizer, stack)
+        named = [models] if isinstance(models, Model) else list(models)
+        others = [] if against is None else [against]
+        pairs = named_places([*named, *others], tokenizer, stack)
+        paths, base = dict(pairs), pairs[-1][0] if others else None
         place, kind = resolve_device(device), resolve_dtype(dtype)
         sources = {
             name: open_source(
@@ -257,26 +260,6 @@ def evaluate(
     if png is not None:
         found.draw(png)
     return found
-
-
-def _places(
-    models: Model | Sequence[Model],
-    against: Model | None,
-    tokenizer: PreTrainedTokenizerBase | None,
-    stack: ExitStack,
-) -> tuple[dict[str, str | Path], str | None]:
-    """Name -> path of all models, and the name of the one to compare with."""
-    given = [models] if isinstance(models, Model) else list(models)
-    paths: dict[str, str | Path] = {}
-    name = None
-    for model in [*given, *([against] if against is not None else [])]:
-        known = isinstance(model, (str, Path))
-        name = str(model) if known else type(model).__name__
-        if not known and name in paths:
-            name = f"{name} {sum(other.startswith(name) for other in paths) + 1}"
-        if name not in paths:
-            paths[name] = placed(model, tokenizer, stack)
-    return paths, name if against is not None else None
 
 
 def _split(names: str | Sequence[str]) -> list[str]:

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from compress.checkpoints.plan import Plan
@@ -172,8 +173,13 @@ def _run(
     return complete(job, planned, workspace, output, before)
 
 
-def _train(model: Any, output: Any, **options: Any) -> Any:
+def _train(model: Any, output: Any, **options: Any) -> TrainResult:
     """Train from a random start."""
+    if not isinstance(model, (str, Path, NoneType)):
+        raise RequestError(
+            "from scratch, the model is a configuration, not a model in memory",
+            "give a directory or .json file with a config, as `config.save_pretrained` writes it",
+        )
     from compress.lowrank.scratch import train_from_scratch
 
     return train_from_scratch(model, output, **options)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 from compress.backends import require_backend
+from compress.checkpoints.save import named_places
 from compress.checkpoints.workspace import check_output
 from compress.errors import RequestError, check_options
 from compress.progress import Progress, silent
@@ -20,6 +24,8 @@ from compress.study.cells import groups_of, of_shard
 from compress.study.preparing import draw_all, open_subject
 from compress.study.running import Study, headers
 from compress.study.settings import StudySettings
+
+Model = str | Path | PreTrainedModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +58,10 @@ class StudyResult(Displayable):
 
 
 def calib_study(
-    models: str | Path | Sequence[str | Path],
+    models: Model | Sequence[Model],
     output: str | Path | None = None,
     *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     dry_run: bool = False,
     resume: bool = False,
     overwrite: bool = False,
@@ -68,9 +75,10 @@ def calib_study(
     """Find the calibration data that prunes best, or that none does.
 
     Args:
-        models: a directory or Hub id, or several.
+        models: a directory, a Hub id or a model in memory, or several.
         output: the directory to make: grid.jsonl, items.parquet, receipt.json, cells.csv, pictures
             and report.html.
+        tokenizer: of the models in memory.
         dry_run: say how many cells there are and how long they would take; write nothing.
         resume: go on from an interrupted run's journal in `OUT.partial`.
         overwrite: replace a non-empty output, at the end.
@@ -89,36 +97,42 @@ def calib_study(
         arXiv:2103.03098.
     """
     settings = _settings(options)
-    named = [models] if isinstance(models, (str, Path)) else list(models)
-    names = list(dict.fromkeys(map(str, named)))
     if output is None and not dry_run:
         raise RequestError("no output directory", "add `-o OUT`, or `--dry-run` to see the cost")
     require_backend(settings.backend)
     calib, reference = calibrations(settings)
-    clock = Clock()
-    with clock("load"):
-        where = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
-        subjects = {name: open_subject(name, settings, progress, **where) for name in names}
-    if output is not None:
-        for subject in subjects.values():
-            check_output(output, overwrite=overwrite or resume, source=subject.source.directory)
-    groups = of_shard(groups_of(names, list(calib), reference, settings), settings.shard)
-    if not groups:
-        raise RequestError(
-            f"`--shard {settings.shard[0]}/{settings.shard[1]}` is empty: there are fewer groups"
-            if settings.shard
-            else "the study has no cells"
-        )
-    with clock("measure"):
-        sets = draw_all(subjects, groups, settings, progress)
-    for line in headers(subjects, calib, reference, settings, groups):
-        say(line)
-    if dry_run or output is None:
-        from compress.study.estimate import estimate
+    given = [models] if isinstance(models, Model) else list(models)
+    with contextlib.ExitStack() as stack:
+        clock = Clock()
+        with clock("load"):
+            where = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
+            paths = dict(named_places(given, tokenizer, stack))
+            names = list(paths)
+            subjects = {
+                name: open_subject(str(path), settings, progress, **where)
+                for name, path in paths.items()
+            }
+        if output is not None:
+            for subject in subjects.values():
+                check_output(output, overwrite=overwrite or resume, source=subject.source.directory)
+        groups = of_shard(groups_of(names, list(calib), reference, settings), settings.shard)
+        if not groups:
+            part = settings.shard and "`--shard {}/{}` is empty".format(*settings.shard)
+            raise RequestError(
+                f"{part}: there are fewer groups" if part else "the study has no cells"
+            )
+        with clock("measure"):
+            sets = draw_all(subjects, groups, settings, progress)
+        for line in headers(subjects, calib, reference, settings, groups):
+            say(line)
+        if dry_run or output is None:
+            from compress.study.estimate import estimate
 
-        return StudyResult(estimate=estimate(subjects, groups, sets, settings))
-    study = Study(names, calib, reference, settings, subjects, groups, sets, clock, progress, say)
-    return StudyResult(study.run(Path(output), resume, overwrite), Path(output))
+            return StudyResult(estimate=estimate(subjects, groups, sets, settings))
+        study = Study(
+            names, calib, reference, settings, subjects, groups, sets, clock, progress, say
+        )
+        return StudyResult(study.run(Path(output), resume, overwrite), Path(output))
 
 
 def _settings(options: Mapping[str, Any]) -> StudySettings:
