@@ -191,9 +191,9 @@ def evaluate(
     check_options(against, changed, distances, {"data": data, "samples": samples, "seqlen": seqlen})
     with ExitStack() as stack:
         named = [models] if isinstance(models, Model) else list(models)
-        others = [] if against is None else [against]
-        pairs = named_places([*named, *others], tokenizer, stack)
-        paths, base = dict(pairs), pairs[-1][0] if others else None
+        last = [] if against is None else [against]
+        pairs = named_places([*named, *last], tokenizer, stack)
+        paths, base = dict(pairs), pairs[-1][0] if last else None
         place, kind = resolve_device(device), resolve_dtype(dtype)
         sources = {
             name: open_source(
