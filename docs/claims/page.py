@@ -23,7 +23,12 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "claims.md"
 VERDICTS = (SEEN, NOT_SEEN, UNTESTABLE, PENDING)
 
-HEAD = """# What the papers claim, and what is seen here
+HEAD = """---
+hide:
+  - toc
+---
+
+# What the papers claim, and what is seen here
 
 **These are tiny models.** Most have 0.3 to 4 million parameters and train for minutes on a CPU;
 the papers' have up to 16 billion. A claim that isn't seen here may well hold there, and one that is
