@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as functional
+from choice_task import TEXT, write_text_and_task
 
 from compress.checkpoints.source import open_source
 from compress.errors import RequestError
@@ -20,28 +21,11 @@ from compress.evaluation.shown import from_sample, head, tail
 from compress.evaluation.tasks import TaskScore
 from tiny_models import make_checkpoint
 
-TEXT = "Once there was a small red boat. It sailed far over the sea. " * 12
-TASK = """
-task: my_choice
-dataset_path: json
-dataset_kwargs: {data_files: {test: items.jsonl}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{q}}"
-doc_to_choice: ["teal", "blue"]
-doc_to_target: gold
-metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
-"""
-
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     path = tmp_path_factory.mktemp("changed")
-    (path / "boat.txt").write_text(TEXT)
-    (path / "tasks").mkdir()
-    (path / "tasks" / "choice.yaml").write_text(TASK)
-    rows = [json.dumps({"q": f"number {7 * i} is", "gold": i % 2}) + "\n" for i in range(24)]
-    (path / "tasks" / "items.jsonl").write_text("".join(rows))
+    write_text_and_task(path, "teal", range(0, 168, 7))
     make_checkpoint("llama", path / "one", seed=0)
     make_checkpoint("llama", path / "two", seed=1)
     return path

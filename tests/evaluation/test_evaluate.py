@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from choice_task import TEXT, write_text_and_task
 
 from compress.checkpoints.source import open_source
 from compress.errors import RequestError
@@ -14,28 +15,11 @@ from compress.evaluation.measures import Measures, check_request, compare
 from compress.evaluation.measuring import measure
 from tiny_models import make_checkpoint
 
-TEXT = "Once there was a small red boat. It sailed far over the sea. " * 12
-TASK = """
-task: my_choice
-dataset_path: json
-dataset_kwargs: {data_files: {test: items.jsonl}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{q}}"
-doc_to_choice: ["red", "blue"]
-doc_to_target: gold
-metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
-"""
-
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     path = tmp_path_factory.mktemp("evaluate")
-    (path / "boat.txt").write_text(TEXT)
-    (path / "tasks").mkdir()
-    (path / "tasks" / "choice.yaml").write_text(TASK)
-    rows = [json.dumps({"q": f"number {i} is", "gold": i % 2}) + "\n" for i in range(10)]
-    (path / "tasks" / "items.jsonl").write_text("".join(rows))
+    write_text_and_task(path, "red", range(10))
     make_checkpoint("llama", path / "one", seed=0)
     make_checkpoint("llama", path / "two", seed=1)
     make_checkpoint("bert", path / "bert")
