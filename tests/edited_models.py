@@ -357,6 +357,26 @@ CASES: dict[str, Case] = {
         tiny("llama"),
         {ATTENTION.format(0, "q"): LOWRANK, ATTENTION.format(0, "q") + ".up": BITMASK},
     ),
+    "expert_list mixtral": Case(
+        tiny("mixtral"),
+        {
+            "model.layers.1.mlp.experts": {"kind": "expert_list"},
+            "model.layers.1.mlp.experts.2.up_linear": LOWRANK,
+            "model.layers.1.mlp.experts.0.gate_linear": {"kind": "lowrank", "rank": 4},
+            "model.layers.1.mlp.experts.0.up_linear": {
+                "kind": "lowrank_up",
+                "rank": 4,
+                "down": "gate_linear",
+            },
+        },
+    ),
+    "expert_list gpt_oss": Case(
+        gpt_oss,
+        {
+            "model.layers.2.mlp.experts": {"kind": "expert_list"},
+            "model.layers.2.mlp.experts.3.down_linear": LOWRANK,
+        },
+    ),
     "several llama": Case(
         tiny("llama"),
         {

@@ -1,7 +1,8 @@
 """A block's weights as they act, under names that two versions of a model share.
 
 A matrix that an edit stores as two thin factors is multiplied out and stands under its module's
-name, as the whole matrix does in the model that was edited; packed weights are whole in memory.
+name, as the whole matrix does in the model that was edited; experts that an edit keeps one by one
+have the names of stacked ones; packed weights are whole in memory.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.checkpoints.anatomy import Block, matrix_view
+from compress.checkpoints.edits.expert_list import ExpertList, stacked_name
 from compress.checkpoints.edits.lowrank import LowRank
 from compress.checkpoints.edits.lowrank_up import LowRankUp
 
@@ -66,18 +68,23 @@ def block_weights(model: nn.Module, block: Block) -> Weights:
         if module.bias is not None:
             found[f"{inside}bias"] = module.bias.detach()
         parameters = {k: v for k, v in parameters.items() if not k.startswith(inside)}
-    experts = []
+    experts: dict[str, int] = {}
     for matrix in block.editable:
         if matrix.parameter in parameters:
             found[matrix.name] = matrix_view(parameters[matrix.parameter], matrix)
-            experts += [matrix] if matrix.expert is not None else []
+            experts |= {matrix.name: matrix.expert} if matrix.expert is not None else {}
     whole = {matrix.parameter for matrix in block.editable}
     for name, value in parameters.items():
         if name not in whole:
             found[name.removesuffix(".weight")] = value
-    return Weights(
-        found, frozenset(m.name for m in experts), len({matrix.expert for matrix in experts})
-    )
+    for path, module in own.named_modules():
+        if isinstance(module, ExpertList):
+            layers = {f"{prefix}{path}.{n}": n for n, m in module.named_modules() if "." in n}
+            names = {k: v for k, v in layers.items() if k in found}
+            found = {stacked_name(k) if k in names else k: v for k, v in found.items()}
+            experts = {k: v for k, v in experts.items() if k not in names}
+            experts |= {stacked_name(k): int(n.partition(".")[0]) for k, n in names.items()}
+    return Weights(found, frozenset(experts), len(set(experts.values())))
 
 
 def compare_weights(first: Weights, second: Weights) -> Iterator[Compared]:

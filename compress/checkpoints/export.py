@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from compress.checkpoints import edits
 from compress.checkpoints.edits.blocks import is_placed
+from compress.checkpoints.edits.expert_list import ExpertList, stack
 from compress.checkpoints.edits.lowrank import LowRank
 from compress.checkpoints.edits.lowrank_up import LowRankUp
 from compress.checkpoints.edits.scaled_norm import can_fold, fold, is_scaled
@@ -199,7 +200,9 @@ def multiply_out(model: PreTrainedModel, progress: Progress = silent) -> tuple[l
     pairs = [name for name in names if isinstance(model.get_submodule(name), factored)]
     norms = [name for name in names if is_scaled(model.get_submodule(name))]
     norms = [name for name in norms if can_fold(model.get_submodule(name))]
-    rest = [name for name in names if name not in norms and not _inside(name, pairs)]
+    lists = [name for name in names if isinstance(model.get_submodule(name), ExpertList)]
+    apart = {*norms, *lists}
+    rest = [n for n in names if n not in apart and not _inside(n, (*pairs, *lists))]
     _check_sayable(model, plain, rest)
     for name in norms:
         fold(model.get_submodule(name))
@@ -208,15 +211,23 @@ def multiply_out(model: PreTrainedModel, progress: Progress = silent) -> tuple[l
         progress("multiply out", done, len(pairs), name)
         pair: Any = model.get_submodule(name)
         product = pair.product()
-        new = _filled(plain.get_submodule(name), product, pair)
-        weight: Any = new.weight
-        kept = (weight.T if isinstance(new, Conv1D) else weight).detach().double()
-        norm = torch.linalg.vector_norm(product)
-        if norm > 0:
-            worst = max(worst, float(torch.linalg.vector_norm(kept - product) / norm))
-        model.set_submodule(name, new)
+        worst = max(worst, _rounding(product, pair.weight.dtype))
+        if not _inside(name, lists):
+            model.set_submodule(name, _filled(plain.get_submodule(name), product, pair))
+    for name in lists:
+        experts: Any = model.get_submodule(name)
+        new = copy.deepcopy(plain.get_submodule(name))
+        stack(experts, new)
+        model.set_submodule(name, new.train(experts.training))
     progress("multiply out", len(pairs), len(pairs))
     return pairs, worst
+
+
+def _rounding(product: Tensor, dtype: torch.dtype) -> float:
+    """Return ||rounded - product|| / ||product||."""
+    norm = torch.linalg.vector_norm(product)
+    lost = torch.linalg.vector_norm(product.to(dtype).double() - product)
+    return float(lost / norm) if norm > 0 else 0.0
 
 
 def _inside(name: str, modules: Iterable[str]) -> bool:

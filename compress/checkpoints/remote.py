@@ -72,7 +72,7 @@ KINDS = {{{kinds}}}
 
 def make_edits(model, modules):
     """Change the modules, parents first; names without their head where the class lacks one."""
-    prefix = f"{{model.base_model_prefix}}."
+    prefix, made = f"{{model.base_model_prefix}}.", []
     for name, fields in sorted(modules.items(), key=lambda item: (item[0].count("."), item[0])):
         for here in (name, name.removeprefix(prefix)):
             try:
@@ -82,10 +82,14 @@ def make_edits(model, modules):
             new = KINDS[fields["kind"]].make(old, fields, here)
             if new is not old:
                 model.set_submodule(here, new.train(old.training))
+            made.append((here, fields))
             break
         else:
             if name.startswith(prefix) or hasattr(model, model.base_model_prefix):
                 raise RequestError(f"no module `{{name}}` to edit")
+    for name, fields in made:
+        if KINDS[fields["kind"]].link is not None:
+            KINDS[fields["kind"]].link(model, fields, name)
 
 
 class {config_name}({config}):

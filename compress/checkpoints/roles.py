@@ -32,9 +32,9 @@ _NAMES = {
     "o": ("o_proj", "o", "out_lin", "linear_out", "to_out", "attention_out", "post_proj"),
     "qkv": ("qkv_proj", "qkv", "query_key_value", "wqkv", "c_attn", "att_proj", "in_proj_qkv"),
     "kv": ("kv_proj", "kv", "to_kv", "kv_b_proj", "key_value", "kv_a_proj_with_mqa"),
-    "gate": ("gate_proj", "wi_0", "gate", "proj_up_gate"),
-    "up": ("up_proj", "wi_1", "proj_up"),
-    "down": ("down_proj", "proj_down"),
+    "gate": ("gate_proj", "wi_0", "gate", "proj_up_gate", "gate_linear"),
+    "up": ("up_proj", "wi_1", "proj_up", "up_linear"),
+    "down": ("down_proj", "proj_down", "down_linear"),
     "gate_up": ("gate_up_proj", "gate_and_up_proj"),
     "fc1": (
         *("fc1", "fc_in", "c_fc", "lin1", "linear1", "linear_1", "linear_fc1", "dense_h_to_4h"),

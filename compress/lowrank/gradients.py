@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compress.checkpoints import edits
 from compress.checkpoints.anatomy import Matrix
 from compress.checkpoints.matrices import is_pointwise
 from compress.checkpoints.source import Source
 from compress.errors import RunError
+from compress.lowrank.modules import is_of_stack, place_of
 from compress.lowrank.store import BlockFiles
 from compress.numerics.counter import generator
 from compress.progress import Progress
@@ -52,9 +54,11 @@ def measure_gradients(
     """
     model = source.load(dtype, device)
     model.requires_grad_(False)
+    stacks = {m.module for m in matrices if is_of_stack(m)}
+    edits.swap(model, {name: {"kind": "expert_list"} for name in stacks})
     sums: dict[str, _Gamma] = {}
     handles = [
-        model.get_submodule(m.module).register_forward_hook(_hook(m, sums)) for m in matrices
+        model.get_submodule(place_of(m)).register_forward_hook(_hook(m, sums)) for m in matrices
     ]
     try:
         with torch.enable_grad():

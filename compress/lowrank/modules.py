@@ -17,6 +17,7 @@ from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
 from compress.checkpoints.anatomy import Anatomy, Block, Matrix
+from compress.checkpoints.edits.expert_list import LEAVES, can_list
 from compress.checkpoints.edits.lowrank import LowRank
 from compress.checkpoints.experts_tap import is_stacked
 from compress.checkpoints.matrices import is_pointwise
@@ -164,11 +165,26 @@ def edits_of(units: Iterable[tuple[Unit, int]]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for unit, rank in units:
         first, *others = unit.matrices
-        found[first.module] = {"kind": "lowrank", "rank": rank}
-        leaf = first.module.rpartition(".")[2]
+        if is_of_stack(first):
+            found[first.module] = {"kind": "expert_list"}
+        found[place_of(first)] = {"kind": "lowrank", "rank": rank}
+        leaf = place_of(first).rpartition(".")[2]
         for other in others:
-            found[other.module] = {"kind": "lowrank_up", "rank": rank, "down": leaf}
+            found[place_of(other)] = {"kind": "lowrank_up", "rank": rank, "down": leaf}
     return found
+
+
+def is_of_stack(matrix: Matrix) -> bool:
+    """Whether a matrix is a part of its module's tensor: an expert of several."""
+    return matrix.expert is not None and matrix.name != matrix.module
+
+
+def place_of(matrix: Matrix) -> str:
+    """The module that stands for a layer once its edit is made; stacked experts are a list then."""
+    if not is_of_stack(matrix):
+        return matrix.module
+    head, _, leaf = matrix.name.rpartition(".")
+    return f"{head}.{LEAVES[leaf]}"
 
 
 def _matching(pattern: str, matrices: Sequence[Matrix], anatomy: Anatomy) -> set[str]:
@@ -233,8 +249,8 @@ def _barred(
 
 
 def _reason(model: nn.Module, matrix: Matrix, read: set[str]) -> str | None:
-    if matrix.expert is not None and is_stacked(model, matrix):
-        return "stacked experts are one tensor, not layers of their own"
+    if is_stacked(model, matrix):
+        return _reason_of_stack(model, matrix)
     parent, _, leaf = matrix.module.rpartition(".")
     if isinstance(model.get_submodule(parent), LowRank):
         return "it is a factor already"
@@ -247,6 +263,12 @@ def _reason(model: nn.Module, matrix: Matrix, read: set[str]) -> str | None:
     if break_even(*matrix.shape) < 1:
         return "too small for a rank"
     return None
+
+
+def _reason_of_stack(model: nn.Module, matrix: Matrix) -> str | None:
+    if not can_list(model.get_submodule(matrix.module)):
+        return "experts that their own code runs stacked can't be taken apart"
+    return "too small for a rank" if break_even(*matrix.shape) < 1 else None
 
 
 @cache

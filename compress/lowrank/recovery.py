@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from compress.checkpoints.source import open_source
 from compress.errors import RequestError
 from compress.lowrank.applying import Targets
+from compress.lowrank.modules import place_of
 from compress.lowrank.preparing import Job
 from compress.lowrank.store import BlockFiles
 from compress.training.checkpointing import off_the_file
@@ -236,7 +237,7 @@ def _factors(model: nn.Module, targets: Targets) -> list[nn.Parameter]:
     found: dict[int, nn.Parameter] = {}
     for unit in targets.units.values():
         for matrix in unit.matrices:
-            module: Any = model.get_submodule(matrix.module)
+            module: Any = model.get_submodule(place_of(matrix))
             for part in (module.down.weight, module.up.weight):
                 found[id(part)] = part.requires_grad_(True)
     return list(found.values())
@@ -258,7 +259,7 @@ def _write(model: nn.Module, targets: Targets, files: BlockFiles, found: BlockFi
         tensors = dict(files.read(block))
         for unit in targets.inside(block):
             for matrix in unit.matrices:
-                module: Any = model.get_submodule(matrix.module)
+                module: Any = model.get_submodule(place_of(matrix))
                 parts = {"up": module.up.weight, "down": module.down.weight}
                 for part, value in parts.items():
                     name = f"{matrix.name}|{part}"

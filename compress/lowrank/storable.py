@@ -18,7 +18,7 @@ from compress.checkpoints.loader import skeleton
 from compress.checkpoints.record import config_of, guarded_here
 from compress.checkpoints.source import Source
 from compress.errors import RequestError
-from compress.lowrank.modules import Unit, edits_of
+from compress.lowrank.modules import Unit, edits_of, is_of_stack, place_of
 
 FUSED = "its family's files hold it fused with other layers"
 
@@ -46,12 +46,16 @@ def unstorable(source: Source, units: Sequence[Unit]) -> dict[str, str]:
                 "keeps an edited checkpoint from loading as something else",
                 "this family can't be edited; `compress alpha-prune` can prune it",
             )
-    found = {}
-    for matrix in (m for unit in units for m in unit.matrices):
-        new = [f"{matrix.module}.{part}.weight" for part in ("up", "down")]
+    found, whole = {}, set()
+    matrices = [matrix for unit in units for matrix in unit.matrices]
+    for matrix in matrices:
+        new = [f"{place_of(matrix)}.{part}.weight" for part in ("up", "down")]
         if not all(names.come_back(name) for name in new if name in names.state):
             found[matrix.name] = FUSED
-    return found
+            whole |= {matrix.module} if is_of_stack(matrix) else set()
+        if is_of_stack(matrix) and not names.come_back(f"{place_of(matrix)}.weight", like=new[0]):
+            whole.add(matrix.module)  # one that stays has its weight under a new name too
+    return found | {m.name: FUSED for m in matrices if m.module in whole}
 
 
 class _Names:
@@ -70,14 +74,20 @@ class _Names:
             for target in e.target_patterns
         }
 
-    def come_back(self, name: str) -> bool:
-        """Whether a tensor saved under its name on disk is loaded under this one again."""
+    def come_back(self, name: str, like: str | None = None) -> bool:
+        """Whether a tensor saved under its name on disk is loaded under this one again.
+
+        Args:
+            name: its run-time name.
+            like: another that is there; None is the name itself.
+        """
         if any(target in name for target in self._fused):
             return False
-        stored = revert_weight_conversion(self.model, {name: self.state[name]})
+        stored = revert_weight_conversion(self.model, {name: self.state[like or name]})
         prefix = self.model.base_model_prefix
+        known = self.state if like is None else {**self.state, name: self.state[like]}
         back = [
-            rename_source_key(key, self._renamings, self._converters, prefix, self.state)[0]
+            rename_source_key(key, self._renamings, self._converters, prefix, known)[0]
             for key in stored
         ]
         return back == [name]

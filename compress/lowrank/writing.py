@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from compress.checkpoints import edits
 from compress.checkpoints.anatomy import Matrix
 from compress.checkpoints.durable import writing
+from compress.checkpoints.edits.expert_list import listed
 from compress.checkpoints.loader import REST, BlockLoader, skeleton
 from compress.checkpoints.matrices import is_pointwise
 from compress.checkpoints.placement import resolve_dtype
 from compress.checkpoints.shards import ShardWriter
 from compress.checkpoints.workspace import Workspace, copy_companions
 from compress.lowrank.applying import Targets
-from compress.lowrank.modules import Unit, edits_of
+from compress.lowrank.modules import Unit, edits_of, is_of_stack, place_of
 from compress.lowrank.preparing import Job
 from compress.lowrank.store import BlockFiles
 
@@ -52,7 +53,7 @@ def write_checkpoint(
         tensors = loader.tensors(block)
         inside = targets.inside(block)
         if inside:
-            tensors = _exchanged(tensors, inside, files.read(block), model)
+            tensors = _exchanged(_apart(tensors, inside, model), inside, files.read(block), model)
         writer.write(block, tensors)
         loader.unload(block)
     if REST not in done:
@@ -96,6 +97,17 @@ def _target(
     return model, model._weight_conversions
 
 
+def _apart(tensors: Mapping[str, Tensor], units: list[Unit], model: nn.Module) -> dict[str, Tensor]:
+    """Return a block's tensors with stacked experts, of which some are units, one by one."""
+    out = dict(tensors)
+    for name in sorted({m.module for unit in units for m in unit.matrices if is_of_stack(m)}):
+        stacks = {
+            k: out.pop(f"{name}.{k}") for k, _ in model.get_submodule(name).named_parameters()
+        }
+        out |= {f"{name}.{k}": v for k, v in listed(stacks, model.get_submodule(name)).items()}
+    return out
+
+
 def _exchanged(
     tensors: Mapping[str, Tensor],
     units: list[Unit],
@@ -106,16 +118,17 @@ def _exchanged(
     out = dict(tensors)
     for unit in units:
         for matrix in unit.matrices:
-            del out[matrix.parameter]
+            place = place_of(matrix)
+            del out[f"{place}.weight"]
             shape = _shape(model, matrix)
-            out[f"{matrix.module}.up.weight"] = shape(factors[f"{matrix.name}|up"])
+            out[f"{place}.up.weight"] = shape(factors[f"{matrix.name}|up"])
             if matrix.name == unit.name:
-                out[f"{matrix.module}.down.weight"] = shape(factors[f"{matrix.name}|down"])
-            bias = out.pop(f"{matrix.module}.bias", None)
+                out[f"{place}.down.weight"] = shape(factors[f"{matrix.name}|down"])
+            bias = out.pop(f"{place}.bias", None)
             if bias is not None:
                 shift = factors.get(f"{matrix.name}|shift")
                 moved = bias if shift is None else (bias.double() + shift).to(bias.dtype)
-                out[f"{matrix.module}.up.bias"] = moved
+                out[f"{place}.up.bias"] = moved
     return out
 
 

@@ -8,7 +8,7 @@ model that was edited. One file a kind: what it looks like on disk, and the modu
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from compress.checkpoints.edits import (
     conv,
     deep_norm,
     dense_mlp,
+    expert_list,
     gated_dense_mlp,
     identity,
     layer_scale,
@@ -45,8 +46,8 @@ KINDS: dict[str, Kind] = {
     module.KIND.name: module.KIND
     for module in (
         *(attention, bitmask, branch_norm, columns, conv, deep_norm, dense_mlp, gated_dense_mlp),
-        *(identity, layer_scale, linear, lowrank, lowrank_up, norm, normed_input, post_norm),
-        *(response_norm, sandwich_norm, scaled_norm),
+        *(expert_list, identity, layer_scale, linear, lowrank, lowrank_up, norm, normed_input),
+        *(post_norm, response_norm, sandwich_norm, scaled_norm),
     )
 }
 
@@ -132,7 +133,7 @@ def resolve(
     found: dict[str, str] = {}
     for name in sorted(names, key=lambda name: name.count(".")):
         match = next((spelt for spelt in spellings(model, name) if spelt in known), None)
-        outer = next((other for other in found if name.startswith(f"{other}.")), None)
+        outer = next((other for other in _above(name) if other in found), None)
         if match is None and outer is not None:
             match = found[outer] + name.removeprefix(outer)
         if match is not None:
@@ -143,6 +144,13 @@ def resolve(
                 near_names(name, known),
             )
     return found
+
+
+def _above(name: str) -> Iterator[str]:
+    """Yield the names of the modules that hold a module, the nearest first."""
+    while "." in name:
+        name = name.rpartition(".")[0]
+        yield name
 
 
 def spellings(model: PreTrainedModel, name: str) -> tuple[str, ...]:
@@ -165,11 +173,12 @@ def swap(model: PreTrainedModel, edits: Mapping[str, Fields]) -> list[str]:
         RequestError: an edit that its module can't have; the model is then as it was.
     """
     order = sorted(edits, key=lambda name: (name.count("."), name))
+    taken = _Taken(model)
     done: list[tuple[str, nn.Module, type[nn.Module], dict[str, Any]]] = []
     try:
         for name in order:
             old = _existing(model, name)
-            _check_free(model, name, old)
+            taken.check(name, old)
             done.append((name, old, type(old), _state(old)))
             new = KINDS[edits[name]["kind"]].make(old, edits[name], name)
             if new is not old:
@@ -217,18 +226,26 @@ def _is_foreign_head(model: PreTrainedModel, name: str) -> bool:
     )
 
 
-def _check_free(model: PreTrainedModel, name: str, module: nn.Module) -> None:
-    """Refuse a module that also sits elsewhere, or whose weight another module uses."""
-    places = [n for n, m in model.named_modules(remove_duplicate=False) if m is module]
-    tied: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
-    names = {*tied, *tied.values()}
-    own = [key for key, _ in module.named_parameters(prefix=name) if key in names]
-    if len(places) > 1 or own:
-        other = next((place for place in places if place != name), None) or own[0]
-        raise RequestError(
-            f"edit of `{name}`: it is shared (`{other}`), and the other place would be lost",
-            "leave it out, or set tie_word_embeddings to false before saving the source model",
-        )
+class _Taken:
+    """What of a model is used in more than one place; looked up once, before any edit."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._places: dict[nn.Module, list[str]] = {}
+        for name, module in model.named_modules(remove_duplicate=False):
+            self._places.setdefault(module, []).append(name)
+        tied: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+        self._tied = {*tied, *tied.values()}
+
+    def check(self, name: str, module: nn.Module) -> None:
+        """Refuse a module that also sits elsewhere, or whose weight another module uses."""
+        places = self._places.get(module, [])  # none: an edit of this round made it
+        own = [key for key, _ in module.named_parameters(prefix=name) if key in self._tied]
+        if len(places) > 1 or own:
+            other = next((place for place in places if place != name), None) or own[0]
+            raise RequestError(
+                f"edit of `{name}`: it is shared (`{other}`), and the other place would be lost",
+                "leave it out, or set tie_word_embeddings to false before saving the source model",
+            )
 
 
 def _settle(old: nn.Module, new: nn.Module) -> None:
