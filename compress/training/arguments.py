@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -13,6 +12,7 @@ from transformers import TrainingArguments
 
 from compress.errors import RequestError
 from compress.training.schedule import make_schedule
+from compress.training.sharding import check_deepspeed
 
 if TYPE_CHECKING:
     from compress.training.settings import TrainSettings
@@ -127,7 +127,7 @@ def check_device(settings: Arranged, device: str) -> None:
     """Refuse what the device can't do.
 
     Raises:
-        RequestError: fp16 or FSDP on a CPU, a GPU chosen by number, or DeepSpeed not installed.
+        RequestError: fp16 or FSDP on a CPU, a GPU chosen by number, what DeepSpeed can't do.
     """
     kind, _, number = device.partition(":")
     if kind == "cuda" and number not in ("", "0"):
@@ -145,11 +145,8 @@ def check_device(settings: Arranged, device: str) -> None:
             f"{asked} needs GPUs: on a CPU the libraries fall back to whole copies without a word",
             "leave it out; every process then holds the whole model",
         )
-    if settings.deepspeed and importlib.util.find_spec("deepspeed") is None:
-        raise RequestError(
-            "`--deepspeed` needs the package deepspeed, which isn't installed",
-            "`pip install deepspeed`, or use `--fsdp`",
-        )
+    if settings.deepspeed:
+        check_deepspeed(settings.deepspeed, getattr(settings, "optimizer", "adamw"))
 
 
 def launched_with_fsdp() -> bool:

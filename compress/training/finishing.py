@@ -25,6 +25,7 @@ from compress.training.norms import fold_scaled_norms
 from compress.training.preparing import Job
 from compress.training.quantising import rounded_weights, unquantise_model
 from compress.training.running import Run
+from compress.training.sharding import save_whole
 
 
 def save_model(job: Job, done: Run, directory: Path) -> None:
@@ -50,7 +51,7 @@ def save_model(job: Job, done: Run, directory: Path) -> None:
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = True  # the Trainer turns it off
     with writing(directory), without_bars():
-        model.save_pretrained(directory, state_dict=whole)
+        save_whole(model, directory, whole)
         if job.start.companions:
             copy_companions(job.start.companions, directory)
         else:

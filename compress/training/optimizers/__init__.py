@@ -189,6 +189,8 @@ def _check_state_once(
     def check(*_: Any) -> None:
         handle.remove()
         stepped = [p for _, p in found if p in optimizer.state]
+        if not stepped:  # ZeRO has put flat pieces of its own in the parameters' place
+            return
         promised = sum(_promise(p, id(p) in hidden) for p in stepped)
         held = state_size(optimizer)
         if held > _SLACK * promised:
