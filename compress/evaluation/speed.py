@@ -149,7 +149,7 @@ def measure_speed(
 ) -> Speed:
     """Measure reading (prefill), writing (decode) and peak memory.
 
-    The median of `repeats` runs, after one that is not counted. A prompt and answer longer than the
+    The median of `repeats` runs, after one that counts for nothing. A prompt and answer longer than the
     model's limit are shortened to it.
 
     Args:
@@ -172,13 +172,14 @@ def measure_speed(
         new = min(new, max(longest - prompt, 1))
     ids = random_prompt(model, batch_size, prompt, seed)
     prefills, decodes = [], []
+    run_once(model, ids, new)  # the libraries compile code for each new shape, and keep it
     with peak_memory(model.device) as memory:
-        for run in range(repeats + 1):
-            read, written = run_once(model, ids, new)
-            if run:
-                prefills.append(read)
-                decodes.append(written)
+        for run in range(repeats):
             progress("speed", run, repeats, "read and write")
+            read, written = run_once(model, ids, new)
+            prefills.append(read)
+            decodes.append(written)
+        progress("speed", repeats, repeats, "read and write")
     writes = [seconds for seconds in decodes if seconds is not None]
     return Speed(
         prefill_tokens_per_s=batch_size * prompt / statistics.median(prefills),
