@@ -195,12 +195,8 @@ def evaluate(
         pairs = named_places([*named, *last], tokenizer, stack)
         paths, base = dict(pairs), pairs[-1][0] if last else None
         place, kind = resolve_device(device), resolve_dtype(dtype)
-        sources = {
-            name: open_source(
-                path, revision=revision, token=token, trust_remote_code=trust_remote_code
-            )
-            for name, path in paths.items()
-        }
+        hub: Any = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
+        sources = {name: open_source(path, **hub) for name, path in paths.items()}
         for source in sources.values():
             if ppl or tasks:
                 check_model(source, eval_seqlen, bool(ppl))
@@ -226,30 +222,23 @@ def evaluate(
             resample=resample, limit=limit,
         )  # fmt: skip
         request = fitted(request, list(sources.values()), progress)
-        limits = [
-            limit for limit in (s.token_limit() for s in sources.values()) if limit is not None
-        ]
-        window = eval_seqlen or min([2048, *limits])
+        limits = [s.token_limit() for s in sources.values()]
+        window = eval_seqlen or min([2048, *(limit for limit in limits if limit is not None)])
+        running: Any = {"device": place, "dtype": kind, "limit": limit}
         measures = {}
         for name, source in sources.items():
-            measures[name] = measure_source(
-                source,
-                request,
-                device=place,
-                dtype=kind,
-                limit=limit,
-                seqlen=window,
-                stride=stride,
-                speed=speed,
-                seed=seed,
-                progress=_named(progress, name) if len(sources) > 1 else progress,
-            )
+            told = _named(progress, name) if len(sources) > 1 else progress
+            own = measure_source(
+                source, request, seqlen=window, stride=stride, speed=speed, seed=seed,
+                progress=told, **running,
+            )  # fmt: skip
             if accuracy:
                 scores = measure_accuracy(
-                    source, accuracy, device=place, dtype=kind, limit=limit, image_size=image_size,
-                    skip_bad=skip_bad, progress=progress,
+                    source, accuracy, image_size=image_size, skip_bad=skip_bad, progress=told,
+                    **running,
                 )  # fmt: skip
-                measures[name] = replace(measures[name], accuracy=scores)
+                own = replace(own, accuracy=scores)
+            measures[name] = own
         notes = _notes(measures, base)
         apart: Mapping[str, Distances] = {}
         if layers is not None:

@@ -149,8 +149,8 @@ def measure_speed(
 ) -> Speed:
     """Measure reading (prefill), writing (decode) and peak memory.
 
-    The median of `repeats` runs, after one that counts for nothing. A prompt and answer longer than the
-    model's limit are shortened to it.
+    The median of `repeats` runs, after one that counts for nothing. A prompt and answer longer than
+    the model's limit are shortened to it.
 
     Args:
         model: on its device, in evaluation mode.
