@@ -18,6 +18,7 @@ from compress.lowrank.applying import Targets, factor_blocks, factor_in_sequence
 from compress.lowrank.factors import common_facts
 from compress.lowrank.latency import measure_latency
 from compress.lowrank.planned import Planned
+from compress.lowrank.modules import is_of_stack
 from compress.lowrank.preparing import Job
 from compress.lowrank.recovery import recover
 from compress.lowrank.result import LowRankResult, kept_share
@@ -28,6 +29,10 @@ from compress.reports.receipt import Receipt, write_items
 LOADING = (
     "loading needs `import compress`; `compress export --to stock` multiplies the factors out, "
     "which is as large and as slow as before"
+)
+APART = (
+    "experts are stored and run one by one: no slower on a CPU, but a GPU's grouped kernels for "
+    "stacked experts don't serve them"
 )
 
 
@@ -51,6 +56,8 @@ def complete(
     made.write(workspace.result / PLAN_FILE)
     result = open_source(workspace.result)
     after = score(job, result)
+    if any(is_of_stack(unit.matrices[0]) for unit in planned.targets.units.values()):
+        job.notes.append(APART)
     receipt = _receipt(job, made, facts, result, before, after, recovered)
     receipt.write(workspace.result)
     if after.has_items:

@@ -112,6 +112,7 @@ def test_every_method_factors_experts(method, factor, checkpoint, tmp_path):
     path = checkpoint("mixtral")
     done = factor(path, tmp_path / "out", method=method, include=["ffn"], round=1, keep=0.6)
     told = done.receipt.extra["lowrank"]
+    assert any("experts are stored and run one by one" in note for note in done.receipt.notes)
     assert told["factored"] > 12
     model = compress.load(tmp_path / "out")
     names = {n for n, m in model.named_modules() if isinstance(m, LowRank)}
