@@ -17,8 +17,8 @@ from compress.jobs import receipt_of, score
 from compress.lowrank.applying import Targets, factor_blocks, factor_in_sequence
 from compress.lowrank.factors import common_facts
 from compress.lowrank.latency import measure_latency
-from compress.lowrank.planned import Planned
 from compress.lowrank.modules import is_of_stack
+from compress.lowrank.planned import Planned
 from compress.lowrank.preparing import Job
 from compress.lowrank.recovery import recover
 from compress.lowrank.result import LowRankResult, kept_share
