@@ -44,6 +44,22 @@ SIZE = opt.options(
         heading="How much to keep",
         help="share of each layer's output energy that its rank keeps",
     ),
+    option(
+        "--budget-ms",
+        type=float,
+        metavar="MS",
+        heading="How much to keep",
+        help="as much as lets a forward take so many milliseconds here; measured afterwards",
+    ),
+    option(
+        "--budget-tokens",
+        type=int,
+        default=256,
+        show_default=True,
+        metavar="N",
+        heading="How much to keep",
+        help="tokens of that forward",
+    ),
 )
 LAYERS = opt.options(
     option(

@@ -16,7 +16,7 @@ from compress.evaluation.measures import Measures
 from compress.jobs import receipt_of, score
 from compress.lowrank.applying import Targets, factor_blocks, factor_in_sequence
 from compress.lowrank.factors import common_facts
-from compress.lowrank.latency import measure_latency
+from compress.lowrank.latency import TOKENS, latency_name, measure_latency
 from compress.lowrank.modules import is_of_stack
 from compress.lowrank.planned import Planned
 from compress.lowrank.preparing import Job
@@ -116,8 +116,8 @@ def _receipt(
     with job.clock("save"):
         counts = [census(source, job.progress) for source in (job.source, result)]
     sizes = counts[0]._asdict(), counts[1]._asdict()
-    if job.settings.speed:
-        _add_latency(job, result, sizes)
+    if job.settings.speed or job.settings.budget_ms is not None:
+        _add_latency(job, plan, result, sizes)
     return receipt_of(
         job,
         plan,
@@ -135,12 +135,14 @@ def _receipt(
     )
 
 
-def _add_latency(job: Job, result: Source, sides: Sequence[dict[str, Any]]) -> None:
+def _add_latency(job: Job, plan: Plan, result: Source, sides: Sequence[dict[str, Any]]) -> None:
     """Add the time of one forward by the number of tokens, of both models in turn."""
+    asked = (job.settings.budget_tokens,) if job.settings.budget_ms is not None else ()
     with job.clock("evaluate"):
         found = measure_latency(
             job.source,
             result,
+            tokens=sorted({*TOKENS, *asked}),
             device=job.device,
             dtype=resolve_dtype(job.settings.dtype),
             seed=job.settings.seed,
@@ -148,6 +150,15 @@ def _add_latency(job: Job, result: Source, sides: Sequence[dict[str, Any]]) -> N
         )
     for side, latency in zip(sides, found, strict=True):
         side |= {"latency": latency} if latency else {}
+    for tokens in asked:
+        taken = found[1][latency_name(tokens)] * 1e3
+        budget = float(job.settings.budget_ms or 0)
+        ends = "kept" if taken <= budget else f"missed by {taken / budget - 1:.0%}"
+        job.notes.append(
+            f"budget: {tokens} tokens take {taken:.3g} ms (foretold "
+            f"{plan.options.get('foretold_ms', 0):.3g}, asked for {budget:g}): {ends}; the dense "
+            f"model takes {found[0][latency_name(tokens)] * 1e3:.3g}"
+        )
 
 
 def _summary(plan: Plan, facts: list[dict[str, Any]], counts: list[Census]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -27,15 +27,17 @@ def measure_latency(
     dense: Source,
     factored: Source,
     *,
+    tokens: Sequence[int] = TOKENS,
     device: str,
     dtype: torch.dtype | None,
     seed: int,
     progress: Progress,
 ) -> list[dict[str, float]]:
-    """Time both models on 1, 16 and 256 tokens at once.
+    """Time both models on some numbers of tokens at once.
 
     Args:
         dense, factored: the checkpoints.
+        tokens: the numbers.
         device, dtype: where and in what type they run; None is the type on disk.
         seed: of the random tokens.
         progress: told of each size.
@@ -45,31 +47,43 @@ def measure_latency(
         where it doesn't read tokens. Sequences are as long as the model's limit allows, then more.
     """
     models = [source.load(dtype, device) for source in (dense, factored)]
-    embedding = models[0].get_input_embeddings()
-    size = getattr(getattr(embedding, "weight", None), "shape", (0,))[0]
-    if not size or getattr(models[0].config, "is_encoder_decoder", False):
-        return [{}, {}]
-    limit = context_limit(models[0]) or max(TOKENS)
     found: list[dict[str, float]] = [{}, {}]
-    for number, tokens in enumerate(TOKENS):
-        progress("latency", number, len(TOKENS), f"{tokens} tokens")
-        length = next(n for n in range(min(tokens, limit), 0, -1) if tokens % n == 0)
-        ids = torch.randint(size, (tokens // length, length), generator=generator(seed, tokens))
-        ids = ids.to(device)
-        for result, seconds in zip(found, _in_turn([_call(m, ids) for m in models], device)):
-            result[f"{tokens}_token{'s' * (tokens > 1)}_s"] = seconds
-    progress("latency", len(TOKENS), len(TOKENS))
+    for number, count in enumerate(tokens):
+        progress("latency", number, len(tokens), f"{count} tokens")
+        calls = [call for m in models if (call := forward_call(m, count, seed)) is not None]
+        if len(calls) < len(models):
+            return [{}, {}]
+        for result, seconds in zip(found, in_turn(calls, device), strict=True):
+            result[latency_name(count)] = seconds
+    progress("latency", len(tokens), len(tokens))
     return found
 
 
-def _call(model: Any, ids: torch.Tensor) -> Callable[[], Any]:
+def latency_name(tokens: int) -> str:
+    """What a measured time is called in receipts."""
+    return f"{tokens}_token{'s' * (tokens > 1)}_s"
+
+
+def forward_call(model: Any, tokens: int, seed: int) -> Callable[[], Any] | None:
+    """Return a forward of some random tokens, in sequences as long as the model allows.
+
+    None where the model doesn't read tokens.
+    """
+    embedding = model.get_input_embeddings()
+    size = getattr(getattr(embedding, "weight", None), "shape", (0,))[0]
+    if not size or getattr(model.config, "is_encoder_decoder", False):
+        return None
+    limit = context_limit(model) or tokens
+    length = next(n for n in range(min(tokens, limit), 0, -1) if tokens % n == 0)
+    ids = torch.randint(size, (tokens // length, length), generator=generator(seed, tokens))
     extra = {"use_cache": False} if model.can_generate() else {}
+    ids = ids.to(model.device)
     return lambda: model(input_ids=ids, **extra)
 
 
 @torch.inference_mode()
-def _in_turn(calls: list[Callable[[], Any]], device: str) -> list[float]:
-    """The median seconds of each call, made one after the other several times."""
+def in_turn(calls: list[Callable[[], Any]], device: str) -> list[float]:
+    """Return the median seconds of each call, made one after the other several times."""
     times: list[list[float]] = [[] for _ in calls]
     for repeat in range(_REPEATS + 1):
         for call, own in zip(calls, times, strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from compress.lowrank.spectra import few_tokens, measure_spectra
 from compress.lowrank.spreading import spread_by_trials
 from compress.lowrank.statistics import gram_dtype
 from compress.lowrank.store import BlockFiles, StatisticsStore
+from compress.lowrank.timing import Timing, keep_within, measure_timing
 from compress.lowrank.trials import Trials
 
 _FILE = "planned.json"
@@ -76,16 +77,20 @@ def make_plan(job: Job, given: Planned | None, workspace: Workspace) -> Planned:
         )
         store, gradients = _measured(job, matrices, workspace) if needed else (None, None)
         return Planned(given.plan, given.targets, store, gradients)
+    made, timing = _kept(job, workspace), None
+    if made is None and job.settings.budget_ms is not None:  # first: it may be out of reach
+        timing = measure_timing(job, units_of(job.chosen.matrices, job.settings.share))
     store, gradients = _measured(job, job.chosen.matrices, workspace)
-    made = _kept(job, workspace)
     if made is None:
-        made = _new(job, store, gradients)
+        made = _new(job, store, gradients, timing)
         write_json(workspace.path / _FILE, made.as_dict())
     units, ranks = units_of_plan(made, {m.name: m for m in job.chosen.matrices})
     return Planned(made, Targets.of(units, ranks), store, gradients)
 
 
-def _new(job: Job, store: StatisticsStore | None, gradients: BlockFiles | None) -> Plan:
+def _new(
+    job: Job, store: StatisticsStore | None, gradients: BlockFiles | None, timing: Timing | None
+) -> Plan:
     settings = job.settings
     matrices, inputs = _reached(job, store)
     units = units_of(matrices, settings.share, inputs)
@@ -104,6 +109,8 @@ def _new(job: Job, store: StatisticsStore | None, gradients: BlockFiles | None) 
     if settings.tries:
         assert store is not None
         ranks, facts = _by_trials(job, units, energies, store)
+    elif timing is not None:
+        ranks, facts = _in_time(job, units, energies, timing)
     else:
         ranks, facts = choose_ranks(units, energies, settings, parameters)
     if store is not None:
@@ -117,6 +124,29 @@ def _new(job: Job, store: StatisticsStore | None, gradients: BlockFiles | None) 
         **facts,
     }
     return Plan(COMMAND, job.source.digest(), rows_of(units, ranks, energies), options)
+
+
+def _in_time(
+    job: Job, units: Sequence[Unit], energies: dict[str, Tensor], timing: Timing
+) -> tuple[list[int], dict[str, Any]]:
+    """Ranks of the largest share whose forward is foretold to keep the budget."""
+    settings, parameters = job.settings, job.source.parameters_on_disk()
+
+    def ranks_at(keep: float) -> list[int]:
+        asked = replace(settings, budget_ms=None, keep=keep)
+        return choose_ranks(units, energies, asked, parameters)[0]
+
+    keep, ranks = keep_within(timing, units, float(settings.budget_ms or 0) / 1e3, ranks_at)
+    return ranks, {
+        "budget_tokens": settings.budget_tokens,
+        "keep": round(keep, 6),
+        "dense_ms": _ms(timing.whole),
+        "foretold_ms": _ms(timing.foretell(units, ranks)),
+    }
+
+
+def _ms(seconds: float) -> float:
+    return float(f"{seconds * 1e3:.4g}")
 
 
 def _reached(job: Job, store: StatisticsStore | None) -> tuple[list[Any], dict[str, str] | None]:

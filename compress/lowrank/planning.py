@@ -138,6 +138,14 @@ def check_reachable(units: Sequence[Unit], settings: LowRankSettings, parameters
         from_file(units, Path(str(settings.alloc)))
     elif settings.size[0] in FIXED:
         _fixed(units, settings)
+    elif settings.size[0] == "budget_ms":
+        routed = [m.name for unit in units for m in unit.matrices if m.expert is not None]
+        if routed:
+            raise RequestError(
+                f"`--budget-ms` can't foretell `{routed[0]}`: how many tokens an expert gets is "
+                "the router's to say",
+                "`--exclude '*experts*'`, or give `--keep`",
+            )
     elif settings.size[0] in ("keep", "keep_model"):
         keep = budget_of(settings, units, parameters)
         _within("greedy", units, {}, settings, keep)

@@ -14,7 +14,7 @@ from compress.evaluation.settings import EvaluationSettings
 METHODS = ("svd", "asvd", "whiten", "sequential", "kfac")
 ALLOCATIONS = ("knapsack", "uniform", "energy", "greedy", "lems", "svdllm-v2", "swift")
 SHARES = ("qkv", "gate-up")
-SIZES = ("keep", "keep_model", "rank", "rank_ratio", "energy")
+SIZES = ("keep", "keep_model", "rank", "rank_ratio", "energy", "budget_ms")
 FIXED = ("rank", "rank_ratio")  # they say every layer's rank
 
 
@@ -27,8 +27,10 @@ class LowRankSettings(EvaluationSettings):
         keep_model: the same of the whole model, embeddings and all.
         rank: one rank for every layer.
         rank_ratio: a rank as a share of a layer's smaller side, in (0, 1].
-        energy: share of a layer's output energy that its rank keeps, in (0, 1]. At most one of
-            these five is given; none is keep 0.8.
+        energy: share of a layer's output energy that its rank keeps, in (0, 1].
+        budget_ms: milliseconds that a forward may take here; as much is kept as allows that. At
+            most one of these six is given; none is keep 0.8.
+        budget_tokens: tokens of that forward.
         method: how the factors of a layer are made, one of METHODS.
         alloc: how ranks are spread, one of ALLOCATIONS, or a JSON file; None is knapsack, or what
             rank, rank_ratio and energy say.
@@ -61,6 +63,8 @@ class LowRankSettings(EvaluationSettings):
     rank: int | None = None
     rank_ratio: float | None = None
     energy: float | None = None
+    budget_ms: float | None = None
+    budget_tokens: int = 256
     method: str = "sequential"
     alloc: str | None = None
     include: tuple[str, ...] = ("all",)
@@ -156,9 +160,19 @@ class LowRankSettings(EvaluationSettings):
                 faults.append((f"`{option} {value:g}` is outside (0, 1]", "0.8 keeps 80 %."))
         if self.rank is not None and self.rank < 1:
             faults.append((f"`--rank {self.rank}` is less than 1", ""))
+        if self.budget_ms is not None and not 0 < self.budget_ms < float("inf"):
+            faults.append((f"`--budget-ms {self.budget_ms:g}` isn't positive", ""))
         name, _ = self.size
         if self.alloc is None or len(given) > 1:
             return faults
+        if name == "budget_ms" and self.tries:
+            faults.append(
+                (
+                    f"`--budget-ms` tries many shares, each of which `--alloc {self.alloc}` takes "
+                    "long for",
+                    "plan by knapsack, or give `--keep`.",
+                )
+            )
         if name in FIXED and self.alloc != "uniform":
             faults.append(
                 (
@@ -197,7 +211,7 @@ class LowRankSettings(EvaluationSettings):
 
     def _number_faults(self) -> list[Fault]:
         faults: list[Fault] = []
-        counts = ("round", "min_rank", "trial_samples", "gradient_samples")
+        counts = ("round", "min_rank", "trial_samples", "gradient_samples", "budget_tokens")
         for name in (*counts, "samples", "seqlen", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
