@@ -68,6 +68,8 @@ def test_links_pictures_and_included_files_exist(page):
         path, _, anchor = target.partition("#")
         place = (page.parent / path).resolve() if path else page
         assert place.exists(), f"{name(page)} links to {target}"
+        inside = page.parent == ROOT or place.is_relative_to(ROOT / "docs")
+        assert inside, f"{name(page)} links to {target}, which the site doesn't hold"
         if anchor:
             heads = re.findall(r"^#+ (.*)$", place.read_text(encoding="utf-8"), re.MULTILINE)
             slugs = {re.sub(r"[^\w -]", "", h).strip().lower().replace(" ", "-") for h in heads}
