@@ -283,12 +283,12 @@ def table(title: str, pairs: list[tuple[str, str]], own: list[dict]) -> str:
 
 
 def spread(values: list[float]) -> str:
-    """Mean ± standard deviation, three significant digits."""
+    """Mean ± standard deviation, four significant digits and two."""
     if not values:
         return ""
     mean = statistics.fmean(values)
     more = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
-    return f"{mean:.3g}{more}"
+    return f"{mean:.4g}{more}"
 
 
 def main() -> None:

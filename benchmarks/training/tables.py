@@ -149,7 +149,8 @@ def small(lines: Lines, prefix: str, base: str, extra: Mapping[str, str]) -> str
     """A group beside one arm of another."""
     arms = [arm for arm in (base, *group(lines, prefix)) if arm in lines]
     rows = [
-        [arm.partition("/")[2], shown(losses(lines, arm).values()), against(lines, arm, base),
+        [arm if arm == base else arm.partition("/")[2], shown(losses(lines, arm).values()),
+         against(lines, arm, base),
          *(shown(losses(lines, arm, name).values(), 0) for name in extra.values())]
         for arm in arms
     ]  # fmt: skip
