@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Sequence
 from typing import Any
 
@@ -85,7 +86,7 @@ class _Names:
             return False
         stored = revert_weight_conversion(self.model, {name: self.state[like or name]})
         prefix = self.model.base_model_prefix
-        known = self.state if like is None else {**self.state, name: self.state[like]}
+        known: Any = self.state if like is None else ChainMap({name: self.state[like]}, self.state)
         back = [
             rename_source_key(key, self._renamings, self._converters, prefix, known)[0]
             for key in stored
