@@ -11,9 +11,14 @@ _NAMES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _MORE = ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK", "ROLE_WORLD_SIZE")
 
 
+def launched() -> bool:
+    """Whether a launcher started this process, be it the only one."""
+    return all(map(os.environ.get, _NAMES))
+
+
 def world_size() -> int:
     """How many processes a launcher has started; 1 without one."""
-    return int(os.environ["WORLD_SIZE"]) if all(map(os.environ.get, _NAMES)) else 1
+    return int(os.environ["WORLD_SIZE"]) if launched() else 1
 
 
 def rank() -> int:

@@ -58,6 +58,8 @@ def block_weights(model: nn.Module, block: Block) -> Weights:
     own = model.get_submodule(block.name)
     parameters = {prefix + name: value.detach() for name, value in own.named_parameters()}
     found: dict[str, Tensor] = {}
+    experts: dict[str, int] = {}
+    numbers = {matrix.module: matrix.expert for matrix in block.editable}
     for path, module in own.named_modules():
         if not isinstance(module, LowRank | LowRankUp):
             continue
@@ -65,10 +67,11 @@ def block_weights(model: nn.Module, block: Block) -> Weights:
         product = module.product()
         flat = product.ndim == 3 and product.shape[2] == 1  # a pointwise convolution
         found[prefix + path] = product[:, :, 0] if flat else product
+        number = numbers.get(f"{inside}up")
+        experts |= {} if number is None else {prefix + path: number}
         if module.bias is not None:
             found[f"{inside}bias"] = module.bias.detach()
         parameters = {k: v for k, v in parameters.items() if not k.startswith(inside)}
-    experts: dict[str, int] = {}
     for matrix in block.editable:
         if matrix.parameter in parameters:
             found[matrix.name] = matrix_view(parameters[matrix.parameter], matrix)
@@ -77,14 +80,16 @@ def block_weights(model: nn.Module, block: Block) -> Weights:
     for name, value in parameters.items():
         if name not in whole:
             found[name.removesuffix(".weight")] = value
-    for path, module in own.named_modules():
-        if isinstance(module, ExpertList):
-            layers = {f"{prefix}{path}.{n}": n for n, m in module.named_modules() if "." in n}
-            names = {k: v for k, v in layers.items() if k in found}
-            found = {stacked_name(k) if k in names else k: v for k, v in found.items()}
-            experts = {k: v for k, v in experts.items() if k not in names}
-            experts |= {stacked_name(k): int(n.partition(".")[0]) for k, n in names.items()}
-    return Weights(found, frozenset(experts), len(set(experts.values())))
+    lists = tuple(f"{prefix}{p}." for p, m in own.named_modules() if isinstance(m, ExpertList))
+
+    def named(name: str) -> str:
+        return stacked_name(name) if name.startswith(lists) else name
+
+    return Weights(
+        {named(name): value for name, value in found.items()},
+        frozenset(map(named, experts)),
+        len(set(experts.values())),
+    )
 
 
 def compare_weights(first: Weights, second: Weights) -> Iterator[Compared]:

@@ -27,11 +27,6 @@ _TAP = "_compress_tap"
 _FIRST, _SECOND = {"gate_up_proj", "up_proj"}, {"down_proj"}
 
 
-def is_stacked(model: nn.Module, matrix: Matrix) -> bool:
-    """Return whether the matrix is one expert of a stacked parameter [E, …, …]."""
-    return matrix.expert is not None and model.get_parameter(matrix.parameter).ndim == 3
-
-
 def runs_by_library(model: nn.Module, matrix: Matrix) -> bool:
     """Return whether the matrix's experts are run by a function that the library lets us choose."""
     experts, leaf = model.get_submodule(matrix.module), matrix.parameter.rpartition(".")[2]
@@ -46,7 +41,7 @@ def check_observable(model: PreTrainedModel, matrices: Sequence[Matrix]) -> None
     Raises:
         RequestError: the model doesn't let the function be chosen.
     """
-    stacked = [m for m in matrices if is_stacked(model, m) and runs_by_library(model, m)]
+    stacked = [m for m in matrices if m.stacked and runs_by_library(model, m)]
     if stacked:
         try:
             model.set_experts_implementation(IMPLEMENTATION)

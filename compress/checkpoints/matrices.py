@@ -53,6 +53,11 @@ class Matrix:
         """The number of weights."""
         return self.shape[0] * self.shape[1]
 
+    @property
+    def stacked(self) -> bool:
+        """Whether it is an expert's part of a parameter [experts, …, …], no layer of its own."""
+        return self.expert is not None and self.name != self.module
+
 
 def matrix_view(parameter: torch.Tensor, matrix: Matrix) -> torch.Tensor:
     """Return `matrix` as a 2-D view [out, in] of its parameter; writes go through.

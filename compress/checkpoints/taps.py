@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from compress.checkpoints.anatomy import Matrix
-from compress.checkpoints.experts_tap import ExpertsTap, is_stacked, runs_by_library
+from compress.checkpoints.experts_tap import ExpertsTap, runs_by_library
 from compress.checkpoints.matrices import is_pointwise
 from compress.checkpoints.padding import TokenRows
 from compress.checkpoints.weight_uses import (
@@ -48,7 +48,7 @@ class InputTaps:
         self._stacked: dict[str, list[Matrix]] = {}
         self._loose: dict[str, list[Matrix]] = {}
         for matrix in matrices:
-            if not is_stacked(model, matrix):
+            if not matrix.stacked:
                 self._plain.setdefault(matrix.module, []).append(matrix)
             elif runs_by_library(model, matrix):
                 self._stacked.setdefault(matrix.module, []).append(matrix)

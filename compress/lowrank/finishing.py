@@ -17,7 +17,6 @@ from compress.jobs import receipt_of, score
 from compress.lowrank.applying import Targets, factor_blocks, factor_in_sequence
 from compress.lowrank.factors import common_facts
 from compress.lowrank.latency import TOKENS, latency_name, measure_latency
-from compress.lowrank.modules import is_of_stack
 from compress.lowrank.planned import Planned
 from compress.lowrank.preparing import Job
 from compress.lowrank.recovery import recover
@@ -56,7 +55,7 @@ def complete(
     made.write(workspace.result / PLAN_FILE)
     result = open_source(workspace.result)
     after = score(job, result)
-    if any(is_of_stack(unit.matrices[0]) for unit in planned.targets.units.values()):
+    if any(unit.matrices[0].stacked for unit in planned.targets.units.values()):
         job.notes.append(APART)
     receipt = _receipt(job, made, facts, result, before, after, recovered)
     receipt.write(workspace.result)
@@ -116,7 +115,7 @@ def _receipt(
     with job.clock("save"):
         counts = [census(source, job.progress) for source in (job.source, result)]
     sizes = counts[0]._asdict(), counts[1]._asdict()
-    if job.settings.speed or job.settings.budget_ms is not None:
+    if job.settings.speed or _in_time(job, plan):
         _add_latency(job, plan, result, sizes)
     return receipt_of(
         job,
@@ -135,9 +134,14 @@ def _receipt(
     )
 
 
+def _in_time(job: Job, plan: Plan) -> bool:
+    """Whether this run's ranks were chosen by a time; those of a plan that is given weren't."""
+    return job.settings.budget_ms is not None and "foretold_ms" in plan.options
+
+
 def _add_latency(job: Job, plan: Plan, result: Source, sides: Sequence[dict[str, Any]]) -> None:
     """Add the time of one forward by the number of tokens, of both models in turn."""
-    asked = (job.settings.budget_tokens,) if job.settings.budget_ms is not None else ()
+    asked = (job.settings.budget_tokens,) if _in_time(job, plan) else ()
     with job.clock("evaluate"):
         found = measure_latency(
             job.source,
@@ -156,7 +160,7 @@ def _add_latency(job: Job, plan: Plan, result: Source, sides: Sequence[dict[str,
         ends = "kept" if taken <= budget else f"missed by {taken / budget - 1:.0%}"
         job.notes.append(
             f"budget: {tokens} tokens take {taken:.3g} ms (foretold "
-            f"{plan.options.get('foretold_ms', 0):.3g}, asked for {budget:g}): {ends}; the dense "
+            f"{plan.options['foretold_ms']:.3g}, asked for {budget:g}): {ends}; the dense "
             f"model takes {found[0][latency_name(tokens)] * 1e3:.3g}"
         )
 

@@ -18,7 +18,7 @@ from compress.checkpoints.anatomy import Matrix
 from compress.checkpoints.matrices import is_pointwise
 from compress.checkpoints.source import Source
 from compress.errors import RunError
-from compress.lowrank.modules import is_of_stack, place_of
+from compress.lowrank.modules import place_of
 from compress.lowrank.store import BlockFiles
 from compress.numerics.counter import generator
 from compress.progress import Progress
@@ -54,7 +54,7 @@ def measure_gradients(
     """
     model = source.load(dtype, device)
     model.requires_grad_(False)
-    stacks = {m.module for m in matrices if is_of_stack(m)}
+    stacks = {m.module for m in matrices if m.stacked}
     edits.swap(model, {name: {"kind": "expert_list"} for name in stacks})
     sums: dict[str, _Gamma] = {}
     handles = [

@@ -19,7 +19,6 @@ from transformers.pytorch_utils import Conv1D
 from compress.checkpoints.anatomy import Anatomy, Block, Matrix
 from compress.checkpoints.edits.expert_list import LEAVES, can_list
 from compress.checkpoints.edits.lowrank import LowRank
-from compress.checkpoints.experts_tap import is_stacked
 from compress.checkpoints.matrices import is_pointwise
 from compress.errors import RequestError, near_names
 from compress.lowrank.truncate import break_even
@@ -165,7 +164,7 @@ def edits_of(units: Iterable[tuple[Unit, int]]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for unit, rank in units:
         first, *others = unit.matrices
-        if is_of_stack(first):
+        if first.stacked:
             found[first.module] = {"kind": "expert_list"}
         found[place_of(first)] = {"kind": "lowrank", "rank": rank}
         leaf = place_of(first).rpartition(".")[2]
@@ -174,14 +173,9 @@ def edits_of(units: Iterable[tuple[Unit, int]]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def is_of_stack(matrix: Matrix) -> bool:
-    """Whether a matrix is a part of its module's tensor: an expert of several."""
-    return matrix.expert is not None and matrix.name != matrix.module
-
-
 def place_of(matrix: Matrix) -> str:
     """The module that stands for a layer once its edit is made; stacked experts are a list then."""
-    if not is_of_stack(matrix):
+    if not matrix.stacked:
         return matrix.module
     head, _, leaf = matrix.name.rpartition(".")
     return f"{head}.{LEAVES[leaf]}"
@@ -249,7 +243,7 @@ def _barred(
 
 
 def _reason(model: nn.Module, matrix: Matrix, read: set[str]) -> str | None:
-    if is_stacked(model, matrix):
+    if matrix.stacked:
         return _reason_of_stack(model, matrix)
     parent, _, leaf = matrix.module.rpartition(".")
     if isinstance(model.get_submodule(parent), LowRank):

@@ -19,7 +19,7 @@ from compress.checkpoints.loader import skeleton
 from compress.checkpoints.record import config_of, guarded_here
 from compress.checkpoints.source import Source
 from compress.errors import RequestError
-from compress.lowrank.modules import Unit, edits_of, is_of_stack, place_of
+from compress.lowrank.modules import Unit, edits_of, place_of
 
 FUSED = "its family's files hold it fused with other layers"
 
@@ -53,8 +53,8 @@ def unstorable(source: Source, units: Sequence[Unit]) -> dict[str, str]:
         new = [f"{place_of(matrix)}.{part}.weight" for part in ("up", "down")]
         if not all(names.come_back(name) for name in new if name in names.state):
             found[matrix.name] = FUSED
-            whole |= {matrix.module} if is_of_stack(matrix) else set()
-        if is_of_stack(matrix) and not names.come_back(f"{place_of(matrix)}.weight", like=new[0]):
+            whole |= {matrix.module} if matrix.stacked else set()
+        if matrix.stacked and not names.come_back(f"{place_of(matrix)}.weight", like=new[0]):
             whole.add(matrix.module)  # one that stays has its weight under a new name too
     return found | {m.name: FUSED for m in matrices if m.module in whole}
 

@@ -19,7 +19,7 @@ from compress.checkpoints.placement import resolve_dtype
 from compress.checkpoints.shards import ShardWriter
 from compress.checkpoints.workspace import Workspace, copy_companions
 from compress.lowrank.applying import Targets
-from compress.lowrank.modules import Unit, edits_of, is_of_stack, place_of
+from compress.lowrank.modules import Unit, edits_of, place_of
 from compress.lowrank.preparing import Job
 from compress.lowrank.store import BlockFiles
 
@@ -100,7 +100,7 @@ def _target(
 def _apart(tensors: Mapping[str, Tensor], units: list[Unit], model: nn.Module) -> dict[str, Tensor]:
     """Return a block's tensors with stacked experts, of which some are units, one by one."""
     out = dict(tensors)
-    for name in sorted({m.module for unit in units for m in unit.matrices if is_of_stack(m)}):
+    for name in sorted({m.module for unit in units for m in unit.matrices if m.stacked}):
         stacks = {
             k: out.pop(f"{name}.{k}") for k, _ in model.get_submodule(name).named_parameters()
         }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from compress.errors import RequestError
+from compress.launcher import launched
 
 # Each entry is updated by its own gradients alone. ZeRO hands an optimizer one flat piece of all
 # tensors, in which matrices, rows and a tensor's norm aren't to be found.
@@ -48,7 +48,7 @@ def check_deepspeed(path: str, optimizer: str) -> None:
             f"{optimizer} can't tell matrices and norms",
             f"stage 0, `--fsdp`, or one of {', '.join(ENTRY_BY_ENTRY)}",
         )
-    if "RANK" not in os.environ:
+    if not launched():
         raise RequestError(
             "`--deepspeed` needs a launcher, even for one process",
             "`torchrun --nproc-per-node 1 -m compress …`, or `deepspeed -m compress …`",

@@ -160,3 +160,11 @@ def test_shapes_of_a_model_are_timed_once_each(timed, checkpoint):
     assert inside == pytest.approx(0.010)
     assert times.lines[found[0].out, found[0].into][1] >= 0
     assert 0 < times.least(found) < 0.010
+
+
+def test_ranks_of_a_given_plan_were_chosen_by_no_time(factor, checkpoint, tmp_path):
+    path = checkpoint("llama")
+    made = factor(path, tmp_path / "one", keep=0.6).plan
+    done = factor(path, tmp_path / "two", plan=made, budget_ms=0.001)
+    assert done.plan.rows[0]["module"] == made.rows[0]["module"]
+    assert not any(note.startswith("budget") for note in done.receipt.notes)

@@ -16,7 +16,6 @@ from compress.checkpoints.edits.expert_list import LEAVES
 from compress.checkpoints.edits.lowrank import LowRank
 from compress.errors import RequestError
 from compress.lowrank.command import lowrank_svd
-from compress.lowrank.modules import is_of_stack
 
 # Grouped queries, biases, transposed layers, encoders, two stacks, stacked experts (plain, with a
 # shared one, with biases and interleaved rows, without a gate), experts that run by code of their
@@ -52,7 +51,7 @@ def multiplied(model, factored):
     for name, part in factored.named_modules():
         if isinstance(part, LowRank):
             stacked = matrices[name_before(name)]
-            if is_of_stack(stacked):
+            if stacked.stacked:
                 with torch.no_grad():
                     matrix_view(model.get_parameter(stacked.parameter), stacked).copy_(
                         part.product()

@@ -21,7 +21,9 @@ def config(tmp_path, monkeypatch):
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: name == "deepspeed" or known(name)
     )
-    monkeypatch.setenv("RANK", "0")
+    told = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
 
     def write(content):
         path = tmp_path / "ds.json"

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from compress.checkpoints import edits
 from compress.checkpoints.anatomy import Anatomy, Matrix, read_anatomy
 from compress.checkpoints.plan import Plan
-from compress.lowrank.modules import choose, is_of_stack, place_of
+from compress.lowrank.modules import choose, place_of
 from compress.lowrank.scratch.factors import factor_model, low_rank_layers, start_weights
 from compress.lowrank.scratch.schedules import scheduled_ranks
 from compress.lowrank.scratch.settings import COMMAND, ScratchSettings
@@ -77,7 +77,7 @@ def factor(model: PreTrainedModel, start: Start, settings: ScratchSettings) -> F
         return Factored(None, dense, dense, 0, 0, ())
     anatomy = read_anatomy(model)
     chosen = choose(model, anatomy, settings.include, settings.exclude)
-    stacks = {m.module for m in chosen.matrices if is_of_stack(m)}
+    stacks = {m.module for m in chosen.matrices if m.stacked}
     edits.apply(model, {name: {"kind": "expert_list"} for name in stacks})
     rows = [
         row
